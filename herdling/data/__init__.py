@@ -1,0 +1,1 @@
+"""Where training examples come from and how they become batches."""

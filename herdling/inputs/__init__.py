@@ -1,0 +1,1 @@
+"""What goes into a model: text, chat, images and video as tokens and tiles."""

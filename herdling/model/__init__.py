@@ -1,0 +1,1 @@
+"""The model: configuration, decoder, vision encoder, cache, weights."""

@@ -1,0 +1,1 @@
+"""One page per verb of the command line."""

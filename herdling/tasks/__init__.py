@@ -1,0 +1,1 @@
+"""Verifiable tasks: one object feeds training data, reward and evaluation."""
