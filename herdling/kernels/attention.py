@@ -1,0 +1,68 @@
+"""Attention over a layer's view of the sequence, without a mask wherever none is needed.
+
+Three cases, from cheap to general:
+- plain causal: rows are one document from its beginning;
+- chunked: the rows are folded, chunk by chunk, into the batch, so local layers cost T * chunk
+  instead of T * T and need no mask;
+- anything else (packed documents, padding, batches at unequal positions): a boolean mask.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False
+) -> Tensor:
+    """Grouped-query attention: q (B, Tq, H, d), k and v (B, Tk, KV, d) -> (B, Tq, H, d).
+
+    mask (B, Tq, Tk) bool, True where a query sees a key. KV heads serve H / KV consecutive query
+    heads. Scale 1/sqrt(d).
+    """
+    out = F.scaled_dot_product_attention(
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        attn_mask=None if mask is None else mask[:, None],
+        is_causal=causal,
+        enable_gqa=q.shape[2] != k.shape[2],
+    )
+    return out.transpose(1, 2)
+
+
+def attend_causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Queries are the last Tq of the Tk positions; each sees everything up to itself."""
+    Tq, Tk = q.shape[1], k.shape[1]
+    if Tq == Tk:
+        return attend(q, k, v, causal=Tq > 1)
+    if Tq == 1:
+        return attend(q, k, v)
+    mask = torch.ones(Tq, Tk, dtype=torch.bool, device=q.device).tril(Tk - Tq)
+    return attend(q, k, v, mask.expand(q.shape[0], Tq, Tk))
+
+
+def attend_chunked(q: Tensor, k: Tensor, v: Tensor, chunk: int) -> Tensor:
+    """Causal attention within absolute chunks; the keys begin at a chunk boundary.
+
+    The first Tk - Tq keys come from the cache and, by the cache's rule, belong to the chunk of the
+    first query (they are fewer than `chunk`).
+    """
+    B, Tq = q.shape[:2]
+    cached = k.shape[1] - Tq
+    pieces = []
+    head = min(Tq, chunk - cached) if cached else 0
+    if head:  # finish the chunk that the cache began
+        pieces.append(attend_causal(q[:, :head], k[:, : cached + head], v[:, : cached + head]))
+    whole = (Tq - head) // chunk
+    if whole:
+        a, b = head, head + whole * chunk
+        fold = [
+            t.reshape(B * whole, chunk, *t.shape[2:])
+            for t in (q[:, a:b], k[:, cached + a : cached + b], v[:, cached + a : cached + b])
+        ]
+        pieces.append(attend_causal(*fold).reshape(B, whole * chunk, *q.shape[2:]))
+    tail = head + whole * chunk
+    if tail < Tq:
+        pieces.append(attend_causal(q[:, tail:], k[:, cached + tail :], v[:, cached + tail :]))
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1)

@@ -1,0 +1,117 @@
+"""Routed experts where the cost of a token follows the experts it chose, forward and backward.
+
+Tokens are sorted by expert; each chosen expert multiplies its own contiguous rows. On CPU a loop
+over the chosen experts writes into preallocated outputs (a GEMM a matrix, no copies of weights); the
+backward writes each expert's gradient once, in place, into one tensor the size of the parameter
+(indexing `w[e]` under autograd would make a full-size zero tensor per expert instead). On CUDA in
+bfloat16 it is one grouped launch a matrix and no synchronisation with the host.
+
+Shape letters: N tokens, k experts a token, M = N * k routed rows, E experts, D model, F expert width.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def routed_experts(
+    x: Tensor, chosen: Tensor, scores: Tensor, gate_up: Tensor, down: Tensor
+) -> Tensor:
+    """Sum over the chosen experts of SwiGLU(score * x): equal to `reference.experts_dense`.
+
+    x (N, D); chosen (N, k) int64; scores (N, k); gate_up (E, D, 2F); down (E, F, D) -> (N, D).
+    """
+    x, gate_up, down = autocast(x, gate_up, down)
+    N, k = chosen.shape
+    expert_of_row = chosen.reshape(-1)
+    order = expert_of_row.argsort(stable=True)
+    counts = torch.bincount(expert_of_row, minlength=gate_up.shape[0])
+    token = order if k == 1 else order // k
+    rows = x.index_select(0, token) * scores.reshape(-1, 1).to(x.dtype).index_select(0, order)
+    out = grouped_swiglu(rows, counts, gate_up, down)
+    back = torch.empty_like(order).scatter_(0, order, torch.arange(N * k, device=order.device))
+    out = out.index_select(0, back)  # token-major again
+    return out if k == 1 else out.view(N, k, -1).sum(1)
+
+
+def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Cast as torch.autocast would cast the operands of a matrix product."""
+    kind = tensors[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return tensors
+    return tuple(t.to(torch.get_autocast_dtype(kind)) for t in tensors)
+
+
+def grouped_swiglu(rows: Tensor, counts: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    """SwiGLU of rows sorted by expert: rows (M, D), counts (E,) rows per expert -> (M, D)."""
+    if rows.is_cuda and rows.dtype == torch.bfloat16:
+        ends = counts.cumsum(0).to(torch.int32)
+        gate, up = F.grouped_mm(rows, gate_up, offs=ends).chunk(2, -1)
+        return F.grouped_mm(F.silu(gate) * up, down, offs=ends)
+    return _GroupedSwiGLU.apply(rows, counts.tolist(), gate_up, down)
+
+
+def _spans(counts: list[int]) -> list[tuple[int, int, int]]:
+    """(expert, first row, end row) of every expert that has rows."""
+    spans, start = [], 0
+    for expert, count in enumerate(counts):
+        if count:
+            spans.append((expert, start, start + count))
+            start += count
+    return spans
+
+
+class _GroupedSwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows: Tensor, counts: list[int], gate_up: Tensor, down: Tensor) -> Tensor:
+        spans = _spans(counts)
+        hidden = rows.new_empty(rows.shape[0], gate_up.shape[2])  # (M, 2F)
+        for e, a, b in spans:
+            torch.mm(rows[a:b], gate_up[e], out=hidden[a:b])
+        gate, up = hidden.chunk(2, -1)
+        act = F.silu(gate).mul_(up)  # (M, F)
+        out = torch.empty_like(rows)
+        for e, a, b in spans:
+            torch.mm(act[a:b], down[e], out=out[a:b])
+        ctx.save_for_backward(rows, hidden, gate_up, down)
+        ctx.spans = spans
+        return out
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        rows, hidden, gate_up, down = ctx.saved_tensors
+        grad = grad.contiguous()
+        want_rows, _, want_up, want_down = ctx.needs_input_grad
+        gate, up = hidden.chunk(2, -1)
+        sig = torch.sigmoid(gate)
+        silu = gate * sig
+        d_down = _gradient_like(down, ctx.spans) if want_down else None
+        d_act = torch.empty_like(silu)
+        act = silu * up
+        for e, a, b in ctx.spans:
+            torch.mm(grad[a:b], down[e].t(), out=d_act[a:b])
+            if d_down is not None:
+                torch.mm(act[a:b].t(), grad[a:b], out=d_down[e])
+        d_hidden = torch.empty_like(hidden)
+        d_gate, d_up = d_hidden.chunk(2, -1)
+        torch.mul(d_act, silu, out=d_up)
+        # silu'(g) = sig + silu * (1 - sig)
+        torch.mul(d_act.mul_(up), torch.addcmul(sig, silu, 1 - sig), out=d_gate)
+        d_rows = torch.empty_like(rows) if want_rows else None
+        d_gate_up = _gradient_like(gate_up, ctx.spans) if want_up else None
+        for e, a, b in ctx.spans:
+            if d_rows is not None:
+                torch.mm(d_hidden[a:b], gate_up[e].t(), out=d_rows[a:b])
+            if d_gate_up is not None:
+                torch.mm(rows[a:b].t(), d_hidden[a:b], out=d_gate_up[e])
+        return d_rows, None, d_gate_up, d_down
+
+
+def _gradient_like(weight: Tensor, spans: list[tuple[int, int, int]]) -> Tensor:
+    """Storage for a weight's gradient: zero where an expert had no rows, else to be written."""
+    grad = torch.empty_like(weight)
+    chosen = {e for e, _, _ in spans}
+    for e in range(weight.shape[0]):
+        if e not in chosen:
+            grad[e].zero_()
+    return grad

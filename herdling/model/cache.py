@@ -1,0 +1,130 @@
+"""The keys and values a decoder keeps between calls.
+
+Global layers keep every position. Local layers keep the current chunk only: a token at the start of
+a chunk sees nothing before it, so the store is emptied at each boundary and never holds more than
+one chunk (`nbytes` shows it). Buffers grow by doubling, local ones up to the chunk.
+Keys are stored rotated and normed, never temperature-scaled.
+"""
+
+import torch
+from torch import Tensor
+
+from herdling.model.config import TextConfig
+
+
+class Cache:
+    """Keys and values of one batch of rows that advance together.
+
+    `length` counts the columns seen so far, padding included. Rows may stand at unequal positions:
+    then the model records each column's position and document here.
+    """
+
+    def __init__(self, config: TextConfig) -> None:
+        self.chunk = config.attention_chunk_size
+        self.layers = [
+            LayerCache(self.chunk if config.is_local(i) else None)
+            for i in range(config.num_hidden_layers)
+        ]
+        self.length = 0
+        self.local_start = 0
+        """First column that local layers still hold."""
+        self.positions: Tensor | None = None
+        """(B, length), only when positions or documents were given."""
+        self.documents: Tensor | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated for keys and values, all layers."""
+        return sum(layer.nbytes for layer in self.layers)
+
+    def record(self, positions: Tensor, documents: Tensor) -> None:
+        """Remember positions and documents (B, T) of new columns of rows that are not plain."""
+        B = positions.shape[0]
+        if self.positions is None or self.documents is None:
+            self.positions = torch.arange(self.length, device=positions.device).expand(B, -1)
+            self.documents = torch.zeros_like(self.positions)
+        self.positions = torch.cat([self.positions, positions], 1)
+        self.documents = torch.cat([self.documents, documents], 1)
+
+    def advance(self, columns: int) -> None:
+        """Called once after all layers took `columns` new ones: moves on and drops dead chunks."""
+        self.length += columns
+        if self.chunk is None:
+            return
+        if self.positions is None:
+            start = self.length // self.chunk * self.chunk
+        else:
+            # A row's next position opens a new chunk, or continues the one that began `back` ago.
+            # A document of padding has no next position of its own that anybody asks for.
+            following = self.positions[:, -1] + 1
+            start = self.length - int((following % self.chunk).max())
+        drop = max(start, self.local_start) - self.local_start
+        for layer in self.layers:
+            if layer.chunk is not None and drop:
+                layer.drop(drop)
+        self.local_start += drop
+
+
+class LayerCache:
+    """One layer's store; `chunk` is its bound, None for a global layer."""
+
+    def __init__(self, chunk: int | None) -> None:
+        self.chunk = chunk
+        self.held = 0
+        self._pending: tuple[Tensor, Tensor] | None = None
+        self._keys: Tensor | None = None
+        self._values: Tensor | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.nbytes for t in (self._keys, self._values) if t is not None)
+
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Add (B, T, KV, d) new columns; returns all that are held, old before new."""
+        if self.chunk is None:
+            return self._store(k, v)
+        if self.held + k.shape[1] <= self.chunk:
+            return self._store(k, v)
+        # A long prefill: attention reads all of it once, `drop` keeps the last chunk's part.
+        if self._keys is not None and self._values is not None and self.held:
+            k = torch.cat([self._keys[:, : self.held], k], 1)
+            v = torch.cat([self._values[:, : self.held], v], 1)
+        self._pending = k, v
+        return k, v
+
+    def drop(self, columns: int) -> None:
+        """Forget the oldest `columns` columns."""
+        if self._pending is not None:
+            (k, v), self._pending = self._pending, None
+            self.held = 0
+            if columns < k.shape[1]:
+                self._store(k[:, columns:], v[:, columns:])
+            return
+        rest = self.held - columns
+        for buffer in (self._keys, self._values):
+            if rest and buffer is not None:
+                buffer[:, :rest] = buffer[:, columns : self.held].clone()
+        self.held = rest
+
+    def _store(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        end = self.held + k.shape[1]
+        if self._keys is None or self._values is None or end > self._keys.shape[1]:
+            self._grow(k, end)
+        assert self._keys is not None and self._values is not None
+        self._keys[:, self.held : end] = k
+        self._values[:, self.held : end] = v
+        self.held = end
+        return self._keys[:, :end], self._values[:, :end]
+
+    def _grow(self, like: Tensor, columns: int) -> None:
+        room = 16
+        while room < columns:
+            room *= 2
+        if self.chunk is not None:
+            room = min(room, self.chunk)
+        shape = (like.shape[0], room, *like.shape[2:])
+        old = self._keys, self._values
+        self._keys, self._values = like.new_empty(shape), like.new_empty(shape)
+        for new, kept in zip((self._keys, self._values), old, strict=True):
+            if kept is not None:
+                new[:, : self.held] = kept[:, : self.held]
