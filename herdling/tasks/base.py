@@ -1,0 +1,85 @@
+"""What a verifiable task is: items with one known answer, and an exact grader.
+
+One task feeds three uses: its train items are SFT data, its grade is an RL reward, and its test
+items are an evaluation score. A task is a small class with `name`, `chance`, `item` and `grade`;
+its items are drawn with `herdling.data.split.draw`, so no test item is ever a train item:
+
+    class Doubling:
+        name = "doubling"
+        chance = 0.01  # one of a hundred answers, all equally likely
+
+        def __init__(self, seed: int = 0) -> None:
+            self.seed = seed
+
+        def item(self, index: int, split: str) -> Item:
+            number = draw(self.name, self.seed, split, index, lambda r: r.randrange(100), str)
+            return Item(ask(f"What is twice {number}?"), str(2 * number), number / 99, str(number))
+
+        def grade(self, item: Item, reply: str) -> float:
+            return exact(item.answer, reply)
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from PIL import Image
+
+_LONGEST_REPLY = 4096
+_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question with its answer."""
+
+    messages: list[dict[str, Any]]
+    """The conversation up to the model's turn, in OpenAI form; images are content parts."""
+    answer: str
+    """The short text that gets full marks, fit to be trained on as the reply."""
+    difficulty: float
+    """0 (easiest of the task) to 1 (hardest)."""
+    key: str
+    """The content whose hash decided the split: items of two splits never share one."""
+
+
+class Task(Protocol):
+    """What the mixture, the rollouts and the evaluation ask of a task."""
+
+    name: str
+    chance: float
+    """Expected grade of the best guess that ignores the picture and the numbers in the question."""
+
+    def item(self, index: int, split: str) -> Item:
+        """The item at `index` >= 0 of 'train', 'validation' or 'test'; pure in (seed, split, index)."""
+        ...
+
+    def grade(self, item: Item, reply: str) -> float:
+        """0 to 1; never raises, whatever the reply holds."""
+        ...
+
+
+def ask(question: str, *images: Image.Image) -> list[dict[str, Any]]:
+    """One user turn: the images first, then the question."""
+    if not images:
+        return [{"role": "user", "content": question}]
+    parts = [{"type": "image", "image": image} for image in images]
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
+
+
+def normalise(text: str) -> str:
+    """Fold case and whitespace, drop one trailing period and the commas of 1,234,567."""
+    text = " ".join(text.casefold().split())
+    text = text.removesuffix(".").rstrip()
+    return _THOUSANDS.sub(lambda match: match[0].replace(",", ""), text)
+
+
+def exact(answer: str, reply: str) -> float:
+    """1.0 when `reply` is `answer` after `normalise`, else 0.0.
+
+    The whole reply must be the answer: a list of all candidates or an essay that ends well scores
+    nothing. Replies beyond 4,096 characters score nothing unread.
+    """
+    if len(reply) > _LONGEST_REPLY:
+        return 0.0
+    return float(normalise(reply) == normalise(answer))
