@@ -20,6 +20,8 @@ def attend(
     mask (B, Tq, Tk) bool, True where a query sees a key. KV heads serve H / KV consecutive query
     heads. Scale 1/sqrt(d).
     """
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[1] > 1 and _fits(q, k):
+        return _attend_bmm(q, k, v, mask, causal)
     out = F.scaled_dot_product_attention(
         q.transpose(1, 2),
         k.transpose(1, 2),
@@ -29,6 +31,33 @@ def attend(
         enable_gqa=q.shape[2] != k.shape[2],
     )
     return out.transpose(1, 2)
+
+
+def _fits(q: Tensor, k: Tensor) -> bool:
+    """Whether all attention weights at once are small enough to keep for the backward."""
+    return q.shape[0] * q.shape[1] * q.shape[2] * k.shape[1] <= 2**24
+
+
+def _attend_bmm(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    """The same by two batched products: on CPU in bf16 2 to 4 times faster than torch's fused one.
+
+    The query heads of a KV head lie along the query axis, so keys are never repeated.
+    """
+    B, Tq, H, d = q.shape
+    Tk, KV = k.shape[1], k.shape[2]
+    groups = H // KV
+    rows = q.view(B, Tq, KV, groups, d).permute(0, 2, 3, 1, 4).reshape(B * KV, groups * Tq, d)
+    keys, values = (t.transpose(1, 2).reshape(B * KV, Tk, d) for t in (k, v))
+    if causal:
+        mask = torch.ones(1, Tq, Tk, dtype=torch.bool, device=q.device).tril()
+    if mask is None:
+        weights = torch.bmm(rows, keys.transpose(1, 2)) * d**-0.5
+    else:
+        shut = torch.zeros(mask.shape, dtype=q.dtype).masked_fill_(~mask, float("-inf"))
+        shut = shut[:, None, None].expand(B, KV, groups, Tq, Tk).reshape(B * KV, groups * Tq, Tk)
+        weights = torch.baddbmm(shut, rows, keys.transpose(1, 2), alpha=d**-0.5)
+    out = torch.bmm(weights.softmax(-1), values)
+    return out.view(B, KV, groups, Tq, d).permute(0, 3, 1, 2, 4).reshape(B, Tq, H, d)
 
 
 def attend_causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

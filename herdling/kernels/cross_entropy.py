@@ -1,7 +1,7 @@
 """Next-token losses straight from hidden states: the full logits tensor never exists.
 
 Rows are taken in blocks whose logits fit `BLOCK_BYTES`; with a vocabulary of 202,048 words that is
-some 300 rows at a time. `weighted_nll` computes the gradients in the same pass as the loss (three
+some 160 rows at a time. `weighted_nll` computes the gradients in the same pass as the loss (three
 matrix products in all, as many as the plain form needs); `log_probs` keeps nothing but the result
 and computes the logits again in its backward.
 """
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from herdling.kernels.grouped_matmul import autocast
 
-BLOCK_BYTES = 256 * 2**20
+BLOCK_BYTES = 128 * 2**20
 
 
 def _blocks(rows: int, vocabulary: int) -> list[tuple[int, int]]:
@@ -42,6 +42,30 @@ def log_probs(hidden: Tensor, lm_head: nn.Linear, labels: Tensor) -> Tensor:
     return out.index_copy(0, keep, chosen).view(labels.shape)
 
 
+class _Scratch:
+    """One block's logits in float32, in storage used again by every block.
+
+    Fresh pages for each block would cost more time than the arithmetic on them.
+    """
+
+    def __init__(self, hidden: Tensor, head: Tensor, blocks: list[tuple[int, int]]) -> None:
+        self.hidden, self.head_t = hidden, head.t()
+        rows = max((b - a for a, b in blocks), default=0)
+        self.wide = hidden.new_empty(rows, head.shape[0], dtype=torch.float32)
+        same = hidden.dtype == torch.float32
+        self.low = self.wide if same else hidden.new_empty(rows, head.shape[0])
+
+    def logits(self, a: int, b: int) -> Tensor:
+        low, wide = self.low[: b - a], self.wide[: b - a]
+        torch.mm(self.hidden[a:b], self.head_t, out=low)
+        return low if low.dtype == torch.float32 else wide.copy_(low)
+
+    def narrow(self, wide: Tensor) -> Tensor:
+        """The block in the type of the matrix products."""
+        low = self.low[: wide.shape[0]]
+        return wide if low.dtype == torch.float32 else low.copy_(wide)
+
+
 class _WeightedNLL(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, head: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
@@ -50,29 +74,28 @@ class _WeightedNLL(torch.autograd.Function):
         d_hidden = torch.empty_like(hidden) if need_hidden else None
         d_head = None
         blocks = _blocks(hidden.shape[0], head.shape[0])
+        scratch = _Scratch(hidden, head, blocks)
         for a, b in blocks:
-            logits = (hidden[a:b] @ head.t()).float()
-            at = labels[a:b, None]
-            log_z = logits.logsumexp(-1, keepdim=True)
-            total += ((log_z - logits.gather(1, at)).squeeze(1) * weights[a:b]).sum()
+            logits = scratch.logits(a, b)
+            at, weight = labels[a:b, None], weights[a:b, None]
+            peak = logits.amax(-1, keepdim=True)
+            chosen = logits.gather(1, at) - peak
+            z = logits.sub_(peak).exp_().sum(-1, keepdim=True)
+            total += ((z.log() - chosen) * weight).sum()
             if not (need_hidden or need_head):
                 continue
             # d loss / d logits = weight * (softmax - one-hot)
-            d_logits = logits.sub_(log_z).exp_().mul_(weights[a:b, None])
-            d_logits.scatter_add_(1, at, -weights[a:b, None])
-            d_logits = d_logits.to(head.dtype)
+            d_logits = scratch.narrow(logits.mul_(weight / z).scatter_add_(1, at, -weight))
             if d_hidden is not None:
                 torch.mm(d_logits, head, out=d_hidden[a:b])
-            if need_head:
-                part = d_logits.t() @ hidden[a:b]
-                # Several blocks add up in float32: a bf16 sum would lose the later ones.
-                d_head = (
-                    (part if len(blocks) == 1 else part.float())
-                    if d_head is None
-                    else d_head + part
-                )
-        if need_head:
-            d_head = torch.zeros_like(head) if d_head is None else d_head.to(head.dtype)
+            if need_head and d_head is None:
+                d_head = torch.mm(d_logits.t(), hidden[a:b])
+            elif d_head is not None:
+                # In the type of the products, as gradient accumulation is: a float32 sum of bf16
+                # blocks costs more in fresh pages than it wins in digits.
+                torch.addmm(d_head, d_logits.t(), hidden[a:b], out=d_head)
+        if need_head and d_head is None:
+            d_head = torch.zeros_like(head)
         ctx.gradients = d_hidden, d_head
         return total
 

@@ -37,14 +37,15 @@ class Cache:
         """Bytes allocated for keys and values, all layers."""
         return sum(layer.nbytes for layer in self.layers)
 
-    def record(self, positions: Tensor, documents: Tensor) -> None:
-        """Remember positions and documents (B, T) of new columns of rows that are not plain."""
+    def record(self, positions: Tensor, documents: Tensor) -> tuple[Tensor, Tensor]:
+        """Remember positions and documents (B, T) of new columns; returns those of all columns."""
         B = positions.shape[0]
         if self.positions is None or self.documents is None:
             self.positions = torch.arange(self.length, device=positions.device).expand(B, -1)
             self.documents = torch.zeros_like(self.positions)
         self.positions = torch.cat([self.positions, positions], 1)
         self.documents = torch.cat([self.documents, documents], 1)
+        return self.positions, self.documents
 
     def advance(self, columns: int) -> None:
         """Called once after all layers took `columns` new ones: moves on and drops dead chunks."""
@@ -108,23 +109,24 @@ class LayerCache:
 
     def _store(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         end = self.held + k.shape[1]
-        if self._keys is None or self._values is None or end > self._keys.shape[1]:
-            self._grow(k, end)
-        assert self._keys is not None and self._values is not None
-        self._keys[:, self.held : end] = k
-        self._values[:, self.held : end] = v
+        keys, values = self._keys, self._values
+        if keys is None or values is None or end > keys.shape[1]:
+            keys, values = self._grow(k, end)
+        keys[:, self.held : end] = k
+        values[:, self.held : end] = v
         self.held = end
-        return self._keys[:, :end], self._values[:, :end]
+        return keys[:, :end], values[:, :end]
 
-    def _grow(self, like: Tensor, columns: int) -> None:
+    def _grow(self, like: Tensor, columns: int) -> tuple[Tensor, Tensor]:
         room = 16
         while room < columns:
             room *= 2
         if self.chunk is not None:
             room = min(room, self.chunk)
         shape = (like.shape[0], room, *like.shape[2:])
-        old = self._keys, self._values
-        self._keys, self._values = like.new_empty(shape), like.new_empty(shape)
-        for new, kept in zip((self._keys, self._values), old, strict=True):
-            if kept is not None:
-                new[:, : self.held] = kept[:, : self.held]
+        keys, values = like.new_empty(shape), like.new_empty(shape)
+        for new, old in ((keys, self._keys), (values, self._values)):
+            if old is not None:
+                new[:, : self.held] = old[:, : self.held]
+        self._keys, self._values = keys, values
+        return keys, values

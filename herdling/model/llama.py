@@ -105,9 +105,8 @@ class Layout:
             documents = torch.zeros_like(at) if documents is None else documents.expand(B, T)
             keys, key_documents, first = at, documents, 0
             if cache:
-                cache.record(at, documents)
-                assert cache.positions is not None and cache.documents is not None
-                keys, key_documents, first = cache.positions, cache.documents, cache.local_start
+                keys, key_documents = cache.record(at, documents)
+                first = cache.local_start
             self.global_mask = visible(at, documents, keys, key_documents, None)
             self.local_mask = visible(
                 at, documents, keys[:, first:], key_documents[:, first:], self.chunk
