@@ -1,0 +1,56 @@
+"""Every attention path against the masked float32 formula."""
+
+import pytest
+import torch
+
+from herdling.kernels.attention import attend, attend_causal, attend_chunked
+from herdling.kernels.reference import attention, visible
+
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2}
+
+
+def qkv(B, Tq, Tk, H, KV, dtype):
+    g = torch.Generator().manual_seed(Tq * 1000 + Tk)
+    make = lambda t, h: torch.randn(B, t, h, 16, generator=g).to(dtype)  # noqa: E731
+    return make(Tq, H), make(Tk, KV), make(Tk, KV)
+
+
+def mask_of(B, Tq, Tk, chunk=None):
+    keys = torch.arange(Tk).expand(B, Tk)
+    zeros = torch.zeros_like(keys)
+    return visible(keys[:, Tk - Tq :], zeros[:, Tk - Tq :], keys, zeros, chunk)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize(("H", "KV"), [(4, 4), (4, 2), (6, 1)])
+@pytest.mark.parametrize(("Tq", "Tk"), [(1, 1), (1, 9), (9, 9), (4, 9)])
+def test_causal(dtype, H, KV, Tq, Tk):
+    q, k, v = qkv(2, Tq, Tk, H, KV, dtype)
+    want = attention(q, k, v, mask_of(2, Tq, Tk))
+    assert (attend_causal(q, k, v) - want).abs().max() <= TOLERANCE[dtype] * want.abs().max()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("new", [1, 3, 5, 8, 13, 24])
+@pytest.mark.parametrize("cached", [0, 1, 4, 7])
+def test_chunked(dtype, new, cached):
+    chunk = 8
+    q, k, v = qkv(2, new, cached + new, 4, 2, dtype)
+    want = attention(q, k, v, mask_of(2, new, cached + new, chunk))
+    got = attend_chunked(q, k, v, chunk)
+    assert (got - want).abs().max() <= TOLERANCE[dtype] * want.abs().max()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_masked_with_gradients(dtype):
+    q, k, v = (t.requires_grad_() for t in qkv(2, 12, 12, 4, 2, dtype))
+    documents = torch.tensor([[0] * 5 + [1] * 7, [-1] * 3 + [0] * 9])
+    at = torch.arange(12).expand(2, 12)
+    mask = visible(at, documents, at, documents, 4)
+    weight = torch.randn(2, 12, 4, 16, generator=torch.Generator().manual_seed(0))
+    results = []
+    for out in (attend(q, k, v, mask), attention(q, k, v, mask)):
+        grads = torch.autograd.grad((out.float() * weight).sum(), (q, k, v))
+        results.append([out, *grads])
+    for got, want in zip(*results, strict=True):
+        assert (got - want).abs().max() <= 2 * TOLERANCE[dtype] * want.abs().max()

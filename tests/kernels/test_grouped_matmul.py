@@ -1,0 +1,88 @@
+"""Sparse experts against the dense formula, forward and backward, in every type."""
+
+import pytest
+import torch
+
+from herdling.kernels.grouped_matmul import routed_experts
+from herdling.kernels.reference import experts_dense
+
+# Largest difference over the largest value. bf16 keeps 8 bits and the two orders of rounding
+# differ (dense sums E terms, most of them zero); fp16 keeps 11.
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 3e-2, torch.float16: 4e-3}
+
+
+def operands(tokens: int, experts: int, k: int, dtype: torch.dtype, only: int | None = None):
+    g = torch.Generator().manual_seed(tokens * 100 + experts + k)
+    D, width = 24, 40
+    x = torch.randn(tokens, D, generator=g)
+    pool = experts if only is None else only
+    chosen = torch.stack([torch.randperm(pool, generator=g)[:k] for _ in range(tokens)])
+    scores = torch.rand(tokens, k, generator=g)
+    gate_up = torch.randn(experts, D, 2 * width, generator=g) * D**-0.5
+    down = torch.randn(experts, width, D, generator=g) * width**-0.5
+    leaves = [t.to(dtype).requires_grad_() for t in (x, scores, gate_up, down)]
+    return leaves, chosen, torch.randn(tokens, D, generator=g).to(dtype)
+
+
+def both(leaves, chosen, weight):
+    results = []
+    for form in (routed_experts, experts_dense):
+        x, scores, gate_up, down = leaves
+        out = form(x, chosen, scores, gate_up, down)
+        results.append([out, *torch.autograd.grad((out * weight).sum(), leaves)])
+    return results
+
+
+def assert_near(got, want, dtype):
+    for a, b in zip(got, want, strict=True):
+        assert a.dtype == dtype
+        assert (a - b).abs().max() <= TOLERANCE[dtype] * b.abs().max().clamp(min=1e-6)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize(
+    ("tokens", "experts", "k"), [(1, 4, 1), (37, 4, 1), (37, 8, 2), (64, 16, 3)]
+)
+def test_equal_to_the_dense_formula(dtype, tokens, experts, k):
+    leaves, chosen, weight = operands(tokens, experts, k, dtype)
+    got, want = both(leaves, chosen, weight)
+    assert_near(got, want, dtype)
+
+
+def test_experts_without_tokens_get_zero_gradient():
+    leaves, chosen, weight = operands(20, 8, 1, torch.float32, only=3)
+    got, want = both(leaves, chosen, weight)
+    assert_near(got, want, torch.float32)
+    for grad in got[3:]:
+        assert not grad[3:].any()
+        assert grad[:3].flatten(1).any(1).all()
+
+
+def test_gradcheck_in_float64():
+    leaves, chosen, _ = operands(5, 3, 2, torch.float64)
+    x, scores, gate_up, down = leaves
+    assert torch.autograd.gradcheck(
+        lambda *t: routed_experts(t[0], chosen, t[1], t[2], t[3]), (x, scores, gate_up, down)
+    )
+
+
+def test_frozen_experts_get_no_gradient_but_pass_it_on():
+    leaves, chosen, weight = operands(20, 4, 1, torch.float32)
+    x, scores, gate_up, down = leaves
+    out = routed_experts(x, chosen, scores, gate_up.detach(), down.detach())
+    got = torch.autograd.grad((out * weight).sum(), (x, scores))
+    _, want = both(leaves, chosen, weight)
+    torch.testing.assert_close(got, tuple(want[1:3]))
+
+
+def test_no_zero_gradient_the_size_of_all_experts_per_expert():
+    """Backward may allocate one gradient per parameter, not one per expert (as `w[e]` would)."""
+    leaves, chosen, weight = operands(64, 32, 1, torch.float32)
+    x, scores, gate_up, down = leaves
+    out = routed_experts(x, chosen, scores, gate_up, down)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        torch.autograd.grad((out * weight).sum(), (gate_up, down))
+    allocated = sum(
+        e.self_cpu_memory_usage for e in profile.events() if e.self_cpu_memory_usage > 0
+    )
+    assert allocated < 2 * (gate_up.nbytes + down.nbytes), allocated
