@@ -190,10 +190,13 @@ class ModelConfig:
             )
         if not isinstance(raw.get("text_config"), dict):
             raise ConfigError("config.json of type llama4 has no text_config")
-        vision = raw.get("vision_config")
+        if not isinstance(raw.get("vision_config"), dict):
+            raise ConfigError(
+                "config.json of type llama4 has no vision_config; text is llama4_text"
+            )
         return cls(
             text=_text_from_hf(raw["text_config"]),
-            vision=None if vision is None else _vision_from_hf(vision),
+            vision=_vision_from_hf(raw["vision_config"]),
             image_token_index=raw.get("image_token_index", 200092),
             boi_token_index=raw.get("boi_token_index", 200080),
             eoi_token_index=raw.get("eoi_token_index", 200081),
@@ -243,9 +246,28 @@ def _text_from_hf(raw: dict[str, Any]) -> TextConfig:
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         value = raw.get(name)
         known[name] = tuple(value) if isinstance(value, list) else value
-    if "head_dim" not in known and {"hidden_size", "num_attention_heads"} <= known.keys():
-        known["head_dim"] = known["hidden_size"] // known["num_attention_heads"]
-    return TextConfig(**known)
+    # An absent head_dim is transformers' default, 128 as in TextConfig; only null means "divide".
+    if "head_dim" in raw and raw["head_dim"] is None:
+        known["head_dim"] = raw["hidden_size"] // raw["num_attention_heads"]
+    config = TextConfig(**known)
+    _check_layer_types(config, raw.get("layer_types"))
+    return config
+
+
+def _check_layer_types(config: TextConfig, given: list[str] | None) -> None:
+    """transformers masks by `layer_types` and rotates by `no_rope_layers`; they must agree."""
+    if config.attention_chunk_size is None:
+        return  # both kinds are the same mask then
+    if given is not None and list(given) != _layer_types(config):
+        raise ConfigError(
+            f"layer_types {given} contradicts no_rope_layers {list(config.no_rope_layers or ())}; "
+            "1 there means chunked_attention, 0 full_attention"
+        )
+
+
+def _layer_types(config: TextConfig) -> list[str]:
+    kinds = ("full_attention", "chunked_attention")
+    return [kinds[config.is_local(i)] for i in range(config.num_hidden_layers)]
 
 
 def _scaling_from_hf(rope: dict[str, Any]) -> RopeScaling | None:
@@ -264,8 +286,18 @@ def _scaling_from_hf(rope: dict[str, Any]) -> RopeScaling | None:
     return scaling
 
 
+# transformers' class defaults that are not the releases' values; what a file leaves out has these.
+_VISION_ABSENT = {"hidden_size": 768, "image_size": 448, "vision_output_dim": 7680}
+
+
 def _vision_from_hf(raw: dict[str, Any]) -> VisionConfig:
-    known = _known(VisionConfig, raw)
+    known = _VISION_ABSENT | _known(VisionConfig, raw)
+    for name in ("image_size", "patch_size"):
+        value = known.get(name)
+        if isinstance(value, list | tuple):
+            if len(set(value)) != 1:
+                raise ConfigError(f"vision {name} is {list(value)}; Herdling's tiles are square")
+            known[name] = value[0]
     rope = raw.get("rope_parameters") or {}
     known["rope_theta"] = float(rope.get("rope_theta", raw.get("rope_theta")) or 10000.0)
     return VisionConfig(**known)
@@ -277,11 +309,13 @@ def _text_to_hf(text: TextConfig) -> dict[str, Any]:
     raw["rope_parameters"] = {"rope_type": "default", "rope_theta": theta}
     if scaling:
         raw["rope_parameters"] |= {"rope_type": "llama3", **scaling}
-    kinds = ("full_attention", "chunked_attention")
+    if text.attention_chunk_size is None:
+        # transformers cannot build its masks without a chunk size; one this long never cuts.
+        raw["attention_chunk_size"] = text.max_position_embeddings
     return {
         "model_type": "llama4_text",
         **{k: list(v) if isinstance(v, tuple) else v for k, v in raw.items()},
-        "layer_types": [kinds[text.is_local(i)] for i in range(text.num_hidden_layers)],
+        "layer_types": _layer_types(text),
         "hidden_act": "silu",
         "attention_bias": False,
         "tie_word_embeddings": False,

@@ -1,0 +1,186 @@
+"""Writing a model folder: shards with their index, config, tokenizer files, card; all or nothing."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from herdling import __version__
+from herdling.checkpoint.card import Card
+from herdling.checkpoint.folder import INDEX, SINGLE
+from herdling.errors import CheckpointError, ConfigError
+from herdling.files import atomic_folder, write_json
+from herdling.inputs import chat
+from herdling.inputs.image_processor import ImageProcessor
+from herdling.inputs.tokenizer import Tokenizer
+from herdling.model import weights
+from herdling.model.config import ModelConfig
+
+SHARD_BYTES = 4 * 10**9
+
+
+class ShardWriter:
+    """Takes tensors one by one and writes them as shards, holding at most one shard in memory.
+
+    With everything in a single shard the file is `model.safetensors`, else numbered shards and the
+    index. Give it a fresh folder; it does not clean up (`atomic_folder` does).
+    """
+
+    def __init__(self, folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
+        self.folder = folder
+        self.shard_bytes = shard_bytes
+        self._held: dict[str, Tensor] = {}
+        self._held_bytes = 0
+        self._shards: list[list[str]] = []
+        self._total = 0
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        if self._held and self._held_bytes + tensor.nbytes > self.shard_bytes:
+            self._flush()
+        tensor = tensor.detach().cpu().contiguous()
+        if tensor.untyped_storage().nbytes() != tensor.nbytes:
+            tensor = tensor.clone()  # a view of something larger, which the library refuses
+        self._held[name] = tensor
+        self._held_bytes += tensor.nbytes
+        self._total += tensor.nbytes
+
+    def close(self) -> None:
+        self._flush()
+        count = len(self._shards)
+        if count == 1:
+            (self.folder / self._part(1)).rename(self.folder / SINGLE)
+            return
+        table: dict[str, str] = {}
+        for number, names in enumerate(self._shards, 1):
+            file = f"model-{number:05d}-of-{count:05d}.safetensors"
+            (self.folder / self._part(number)).rename(self.folder / file)
+            table |= dict.fromkeys(names, file)
+        index = {"metadata": {"total_size": self._total}, "weight_map": dict(sorted(table.items()))}
+        write_json(self.folder / INDEX, index)
+
+    def _flush(self) -> None:
+        if not self._held:
+            return
+        self._shards.append(list(self._held))
+        metadata = {  # "pt" is what transformers asks for; the versions help a bug report
+            "format": "pt",
+            "herdling": __version__,
+            "transformers": version("transformers"),
+        }
+        save_file(self._held, self.folder / self._part(len(self._shards)), metadata)
+        self._held, self._held_bytes = {}, 0
+
+    @staticmethod
+    def _part(number: int) -> str:
+        return f"part-{number:05d}.safetensors"
+
+
+def save_model(
+    model: nn.Module | Mapping[str, Tensor],
+    config: ModelConfig,
+    folder: Path | str,
+    tokenizer: Tokenizer | None = None,
+    processor: ImageProcessor | None = None,
+    *,
+    card: Card,
+    dtype: torch.dtype | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write a complete model folder; a reader sees the old folder or the new one, never a mixture.
+
+    Args:
+        model: the model, or its state dict (what a sharded run gathers).
+        tokenizer: saved along with the chat template; its ids fill the config's empty ones.
+        processor: by default the one that the vision config implies.
+        card: history and name; start a new one, or take `Card.open(...)` of what was loaded and
+            add this stage with `.after(...)`, so that no lineage is lost.
+        dtype: stored type; None keeps the type of the embedding.
+        shard_bytes: a shard holds at most so many bytes, or one larger tensor.
+    """
+    tensors = model if isinstance(model, Mapping) else model.state_dict()
+    wanted = weights.shapes(config)
+    if wrong := sorted(set(wanted) ^ set(tensors)):
+        kind = "has no" if wrong[0] in wanted else "has an extra"
+        raise CheckpointError(
+            f"the model {kind} tensor {wrong[0]} for this config ({len(wrong)} differ); "
+            "merge or unwrap it before saving"
+        )
+    stored = dtype or next(t.dtype for n, t in tensors.items() if n.endswith("embed_tokens.weight"))
+    if tokenizer is not None:
+        config = with_ids(config, tokenizer)
+    with atomic_folder(folder) as temporary:
+        writer = ShardWriter(temporary, shard_bytes)
+        for name, shape in wanted.items():
+            if tuple(tensors[name].shape) != shape:
+                raise CheckpointError(
+                    f"tensor {name} has shape {list(tensors[name].shape)}, the config needs "
+                    f"{list(shape)}"
+                )
+            writer.add(name, tensors[name].to(stored))
+        writer.close()
+        save_config(temporary, config, stored)
+        card.save(temporary, config)
+        save_inputs(temporary, config, tokenizer, processor)
+
+
+def save_config(folder: Path, config: ModelConfig, dtype: torch.dtype) -> None:
+    """Write config.json and generation_config.json (Meta's sampling defaults)."""
+    write_json(folder / "config.json", config.to_hf(str(dtype).removeprefix("torch.")))
+    text = config.text
+    ids: dict[str, Any] = {
+        "bos_token_id": text.bos_token_id,
+        "eos_token_id": text.eos_token_id,
+        "pad_token_id": text.pad_token_id,
+    }
+    ids = {key: value for key, value in ids.items() if value is not None}
+    # top_k 0: without it transformers samples from 50, Meta from all.
+    sampling = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": 0}
+    write_json(folder / "generation_config.json", sampling | ids)
+
+
+def save_inputs(
+    folder: Path,
+    config: ModelConfig,
+    tokenizer: Tokenizer | None,
+    processor: ImageProcessor | None,
+) -> None:
+    """Write what turns messages and pictures into ids and tiles."""
+    if tokenizer is not None:
+        tokenizer.save(folder)
+        (folder / "chat_template.jinja").write_text(chat.template(), "utf-8")
+    if config.vision is not None:
+        (processor or ImageProcessor.from_vision_config(config.vision)).save(folder)
+
+
+def with_ids(config: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
+    """The config with the tokenizer's control ids where it names none; ConfigError if they clash."""
+    if len(tokenizer) > config.text.vocab_size:
+        raise ConfigError(
+            f"the tokenizer has {len(tokenizer)} ids, the model's vocab_size is "
+            f"{config.text.vocab_size}"
+        )
+    if config.vision is not None and config.image_token_index != tokenizer.patch:
+        raise ConfigError(
+            f"image_token_index is {config.image_token_index}, the tokenizer's <|patch|> is "
+            f"{tokenizer.patch}; build the config with the tokenizer's ids"
+        )
+    ids = {
+        "bos_token_id": tokenizer.bos,
+        "eos_token_id": tuple(tokenizer.stop_ids),
+        "pad_token_id": tokenizer.pad,
+    }
+    empty = {key: value for key, value in ids.items() if getattr(config.text, key) is None}
+    return replace(config, text=replace(config.text, **empty))
+
+
+def copy_inputs(source: Path, folder: Path, names: Iterable[str]) -> list[str]:
+    """Copy those of the named side files that exist; returns their names."""
+    found = [name for name in names if (source / name).is_file()]
+    for name in found:
+        (folder / name).write_bytes((source / name).read_bytes())
+    return found
