@@ -25,7 +25,9 @@ def routed_experts(
     N, k = chosen.shape
     expert_of_row = chosen.reshape(-1)
     order = expert_of_row.argsort(stable=True)
-    counts = torch.bincount(expert_of_row, minlength=gate_up.shape[0])
+    # Not bincount, which waits for the device to learn the largest id.
+    counts = torch.zeros(gate_up.shape[0], dtype=torch.int64, device=x.device)
+    counts.scatter_add_(0, expert_of_row, torch.ones_like(expert_of_row))
     token = order if k == 1 else order // k
     rows = x.index_select(0, token) * scores.reshape(-1, 1).to(x.dtype).index_select(0, order)
     out = grouped_swiglu(rows, counts, gate_up, down)
