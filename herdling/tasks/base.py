@@ -48,7 +48,7 @@ class Task(Protocol):
 
     name: str
     chance: float
-    """Expected grade of the best guess that ignores the picture and the numbers in the question."""
+    """Expected grade of the best guess made blind; each task says what its guesser may know."""
 
     def item(self, index: int, split: str) -> Item:
         """The item at `index` >= 0 of 'train', 'validation' or 'test'; pure in (seed, split, index)."""
