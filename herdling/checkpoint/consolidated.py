@@ -8,7 +8,6 @@ This is the only place that unpickles, with `weights_only` (tensors and byte str
 import io
 import pickle
 import re
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -146,11 +145,12 @@ def _files(folder: Path) -> list[Path]:
 def _load(file: Path) -> dict[str, Tensor]:
     """The named tensors of one file, mapped rather than read."""
     try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals([io.BytesIO]):
-            warnings.simplefilter("ignore", FutureWarning)
+        with torch.serialization.safe_globals([io.BytesIO, bytes]):
             raw = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError) as problem:
-        reason = str(problem).strip().splitlines()[0]
+        lines = str(problem).strip().splitlines() or [type(problem).__name__]
+        telling = [line.strip() for line in lines if "WeightsUnpickler error" in line]
+        reason = (telling or lines)[0].split(" Please use ")[0]
         raise CheckpointError(f"{file}: cannot be read safely: {reason}") from problem
     if isinstance(raw, dict) and isinstance(raw.get("model"), dict):
         raw = raw["model"]

@@ -52,7 +52,7 @@ def to_config(
     missing = [key for key in ("dim", "n_layers", "n_heads") if key not in params]
     if missing:
         raise CheckpointError(f"params.json has no {', '.join(missing)}; is it a Llama 4 model's?")
-    tokens = tokens or {}
+    tokens = dict(tokens or {})
     dense, expert = widths(params)
     moe = params.get("moe_args")
     scaled = bool(params.get("use_scaled_rope", False))

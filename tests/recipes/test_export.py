@@ -1,0 +1,111 @@
+"""export --to hf normalises what it is given; unknown targets say what there is.
+
+Run: python -m pytest tests/recipes/test_export.py
+"""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from herdling import cli
+from herdling.checkpoint import Card, open_model, save_model
+from herdling.checkpoint.folder import SINGLE
+from herdling.inputs.tokenizer import Tokenizer
+from herdling.model.config import preset
+from herdling.model.init import initialize
+from herdling.model.llama import build
+from herdling.recipes import export
+
+TOK = Tokenizer.train(["the quick brown fox jumps over the lazy dog"] * 9, vocab_size=300)
+CONFIG = preset("nano", vision=False, vocab_size=len(TOK))
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    card = Card("toy", license="mit").after("pretrain", data=["stdlib"])
+    save_model(initialize(build(CONFIG)), CONFIG, tmp_path / "a", TOK, card=card)
+    return tmp_path / "a"
+
+
+def test_hf_fuses_experts_renews_the_config_and_keeps_the_rest(folder, tmp_path, capsys):
+    whole = load_file(folder / SINGLE)
+    loose = {}
+    for name, tensor in whole.items():
+        if name.endswith("experts.gate_up_proj"):
+            for e, expert in enumerate(tensor):
+                gate, up = expert.T.contiguous().chunk(2)
+                stem = name.replace("gate_up_proj", str(e))
+                loose |= {
+                    f"{stem}.gate_proj.weight": gate.clone(),
+                    f"{stem}.up_proj.weight": up.clone(),
+                }
+        elif name.endswith("experts.down_proj"):
+            for e, expert in enumerate(tensor):
+                loose[name.replace("down_proj", f"{e}.down_proj.weight")] = expert.T.contiguous()
+        else:
+            loose[name] = tensor
+    save_file(loose, folder / SINGLE, {"format": "pt"})
+    raw = json.loads((folder / "config.json").read_text())
+    raw["rope_theta"] = raw.pop("rope_parameters")["rope_theta"]
+    raw |= {"attn_temperature_tuning": 4, "torch_dtype": raw.pop("dtype")}
+    (folder / "config.json").write_text(json.dumps(raw))
+    (folder / "generation_config.json").write_text('{"temperature": 0.3, "do_sample": true}')
+
+    assert cli.main(["export", str(folder), str(tmp_path / "b"), "--to", "hf"]) == 0
+    assert "read back and equal" in capsys.readouterr().out
+    again = load_file(tmp_path / "b" / SINGLE)
+    assert again.keys() == whole.keys()
+    assert all(torch.equal(again[name], tensor) for name, tensor in whole.items())
+    new = json.loads((tmp_path / "b" / "config.json").read_text())
+    assert new["attn_temperature_tuning"] is True
+    assert "rope_theta" not in new
+    for name in ("tokenizer.json", "chat_template.jinja", "generation_config.json"):
+        assert (tmp_path / "b" / name).read_bytes() == (folder / name).read_bytes()
+    card = Card.open(tmp_path / "b", CONFIG)
+    assert [step.stage for step in card.steps] == ["pretrain", "export"]
+    assert (card.name, card.license) == ("b", "mit")
+
+
+def test_hf_in_another_type(folder, tmp_path):
+    args = ["export", str(folder), str(tmp_path / "b"), "--to", "hf", "--dtype", "bfloat16"]
+    assert cli.main(args) == 0
+    model, _ = open_model(tmp_path / "b")
+    expected = load_file(folder / SINGLE)["lm_head.weight"].bfloat16()
+    assert torch.equal(model.lm_head.weight, expected)
+
+
+def test_unknown_target_names_what_there_is(folder, tmp_path, capsys):
+    assert cli.main(["export", str(folder), str(tmp_path / "b"), "--to", "onnx"]) == 2
+    message = capsys.readouterr().err
+    assert "--to onnx" in message
+    assert "hf, meta" in message
+    assert (
+        cli.main(["export", str(folder), str(tmp_path / "b"), "--to", "hf", "--dtype", "int8"]) == 2
+    )
+    assert "dtype is 'int8'" in capsys.readouterr().err
+
+
+def test_what_reads_back_differently_is_not_kept(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(export, "same", lambda a, b: a.dim() == 1)
+    for target in ("hf", "meta"):
+        assert cli.main(["export", str(folder), str(tmp_path / "b"), "--to", target]) == 1
+        assert "reads back differently" in capsys.readouterr().err
+        assert sorted(os.listdir(tmp_path)) == ["a"]
+
+
+def test_model_parallel_size_that_does_not_divide(folder, tmp_path, capsys):
+    args = ["export", str(folder), str(tmp_path / "b"), "--to", "meta", "--model-parallel", "3"]
+    assert cli.main(args) == 2
+    assert "num_key_value_heads is 1" in capsys.readouterr().err
+    assert sorted(os.listdir(tmp_path)) == ["a"]
+
+
+def test_same_is_bit_for_bit():
+    nan = torch.tensor([float("nan"), 0.0])
+    assert export.same(nan, nan.clone())
+    assert not export.same(torch.tensor([0.0]), torch.tensor([-0.0]))
+    assert not export.same(nan, nan.double())
