@@ -64,9 +64,8 @@ class Scene:
         The place within the cell is left out: it may move a shape by less than a pixel.
         """
         content = "scene " + ", ".join(f"{thing} {thing.cell}" for thing in self.things)
-        if len(self.things) > 1:
-            return content
-        return f"{content} {self.things[0].radius} {self.paper}"
+        first, *others = self.things
+        return content if others else f"{content} {first.radius} {self.paper}"
 
     def draw(self, side: int = 32) -> Image.Image:
         """An RGB image of `side` by `side` pixels."""
