@@ -1,4 +1,6 @@
+"""`python -m herdling` is the `herdling` command."""
+
 from herdling.cli import main
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())
