@@ -28,7 +28,8 @@ def open_image(source: Source, max_megapixels: float = MAX_MEGAPIXELS) -> Image.
     """The picture as an RGB image, upright, on white where it was transparent.
 
     Raises InputError for a URL, a missing, damaged or unknown file, and for more pixels than
-    `max_megapixels` million (at the peak 8 bytes of memory a pixel, 16 with transparency, 4 more to rotate).
+    `max_megapixels` million. Decoding takes 8 bytes of memory a pixel at the peak, 16 with
+    transparency, and 4 more when it must rotate.
     """
     with opened(source, max_megapixels) as (image, name), decoding(name):
         return to_rgb(image)
