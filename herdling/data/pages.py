@@ -1,6 +1,7 @@
 """Writing as pictures: numbers, single words, and pages of lines, all from the built-in font.
 
-The words are real ones, read from the comments of Python's own standard library. A word belongs to one split wherever it stands: a page holds words of a single split only.
+The words are real ones, from Python's own standard library. A word belongs to one split wherever it
+stands: a page holds words of a single split only.
 """
 
 import functools

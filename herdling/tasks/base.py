@@ -51,7 +51,7 @@ class Task(Protocol):
     """Expected grade of the best guess made blind; each task says what its guesser may know."""
 
     def item(self, index: int, split: str) -> Item:
-        """The item at `index` >= 0 of 'train', 'validation' or 'test'; pure in (seed, split, index)."""
+        """The item at `index` >= 0 of a split; a pure function of (seed, split, index)."""
         ...
 
     def grade(self, item: Item, reply: str) -> float:

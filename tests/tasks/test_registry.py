@@ -1,4 +1,4 @@
-"""The contract that every built-in task keeps: pure, split by content, graded exactly, fair chance."""
+"""What every built-in task keeps: pure, split by content, graded exactly, an honest chance."""
 
 import json
 import subprocess
