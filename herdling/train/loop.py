@@ -127,6 +127,7 @@ class _Trainer:
         self.schedule, self.steps, self.accelerator = schedule, steps, accelerator
         self.state, self.routing, self.weight, self.clip = state, routing, weight, clip
         self.device = accelerator.device
+        self.own_forward = vars(model).get("forward")
         self.parts: dict[str, Stateful] = {"batches": batches, "routing": routing}
         self.progress = Progress(state.title, steps, state.step, show=state.show)
         self.accumulation = accelerator.gradient_accumulation_steps
@@ -147,8 +148,10 @@ class _Trainer:
         self.optimizer.zero_grad()
 
     def end(self) -> None:
-        # accelerate wraps the forward of a mixed-precision model: give the caller its own back.
+        # accelerate hangs a wrapped forward on a mixed-precision model: give the caller its own back.
         self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        if self.own_forward is None:
+            vars(self.model).pop("forward", None)
         self.accelerator.free_memory()
         self.optimizer.zero_grad()
         for group in self.optimizer.param_groups:

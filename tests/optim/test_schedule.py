@@ -1,6 +1,7 @@
 """python -m pytest tests/optim/test_schedule.py"""
 
 import math
+from itertools import pairwise
 
 import pytest
 
@@ -17,7 +18,7 @@ def test_rises_linearly_peaks_once_and_ends_at_the_final_share(kind):
     got = curve(Schedule(kind, warmup=4, final=0.1), 50)
     assert got[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert got[-1] == pytest.approx(0.1)
-    assert all(a >= b for a, b in zip(got[4:], got[5:], strict=False))
+    assert all(a >= b for a, b in pairwise(got[4:]))
 
 
 def test_cosine_is_a_cosine():
