@@ -1,0 +1,193 @@
+"""Users' records: JSON lines, Parquet tables and folders of captioned pictures.
+
+A record is a JSON object with either
+
+    {"text": "...", "images": ["cat.png"]}        a document to pretrain on; images come first
+    {"messages": [{"role": ..., "content": ...}], "tools": [...]}      a conversation
+
+Image paths are relative to the file that names them. Every record is checked when its file is
+opened, and an error names the file and the line. JSON lines stay on disk; Parquet rows are held in
+memory.
+"""
+
+import json
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from herdling.data.text_files import Stretches, decode, keeper, lines
+from herdling.errors import DataError, require
+
+PICTURES = (".avif", ".bmp", ".gif", ".jpg", ".jpeg", ".jp2", ".png", ".ppm", ".tif", ".tiff", ".webp")  # fmt: skip
+_FIELDS = ("text", "images", "messages", "tools")
+_NOT_TEXT_ALONE = -1
+
+Found = tuple[str, Path, dict[str, Any]]
+"""Where a record stands, what its image paths are relative to, and the record."""
+
+
+class Records(Protocol):
+    """A fixed collection of checked records."""
+
+    @property
+    def sizes(self) -> Sequence[int]:
+        """Characters of each record, -1 for one that is more than a text."""
+        ...
+
+    def read(self, i: int) -> Found: ...
+
+
+def only_text(records: Records) -> bool:
+    """Whether no record has images or messages."""
+    return _NOT_TEXT_ALONE not in records.sizes
+
+
+class JsonLines:
+    """The records of JSON-lines files that belong to a split; blank lines are passed over."""
+
+    def __init__(self, paths: Sequence[Path], split: str = "all", errors: str = "strict") -> None:
+        self._errors, keep = errors, keeper(split)
+        self._stretches, self.sizes = Stretches(), array("q")
+        for path in paths:
+            for number, start, line in lines(path):
+                if not line.strip():
+                    continue
+                record = parse(line, errors, path, number)
+                check(record, f"{path}:{number}", path.parent)
+                if keep(content(record)):
+                    self._stretches.add(path, start, len(line), number)
+                    self.sizes.append(_size(record))
+
+    def read(self, i: int) -> Found:
+        place = self._stretches[i]
+        where = f"{place.path}:{place.line}"
+        record = parse(place.read(), self._errors, place.path, place.line)
+        check(record, where, place.path.parent)
+        return where, place.path.parent, record
+
+
+class InMemory:
+    """Records held as they are, those that belong to a split."""
+
+    def __init__(self, found: Iterable[Found], split: str = "all") -> None:
+        keep = keeper(split)
+        self._found: list[Found] = []
+        for where, folder, record in found:
+            check(record, where, folder)
+            if keep(content(record)):
+                self._found.append((where, folder, record))
+        self.sizes = array("q", (_size(record) for _, _, record in self._found))
+
+    def read(self, i: int) -> Found:
+        return self._found[i]
+
+
+def parquet_rows(paths: Sequence[Path]) -> Iterator[Found]:
+    """Rows of Parquet tables, counted from 0; columns that a record does not have are not read."""
+    parquet = require("pyarrow.parquet", "data")
+    for path in paths:
+        number = 0
+        try:
+            file = parquet.ParquetFile(path)
+            columns = [name for name in file.schema_arrow.names if name in _FIELDS]
+            for batch in file.iter_batches(columns=columns):
+                for i in range(batch.num_rows):
+                    row = {name: batch.column(name)[i].as_py() for name in columns}
+                    # A table has every column in every row; null stands for an absent field.
+                    record = {name: value for name, value in row.items() if value is not None}
+                    yield f"{path}: row {number}", path.parent, record
+                    number += 1
+        except (OSError, ValueError) as problem:
+            reason = " ".join(str(problem).split())[:200]
+            raise DataError(f"{path}: row {number}: not readable as Parquet: {reason}") from None
+
+
+def image_folder(folder: Path) -> Iterator[Found]:
+    """Records of a folder of captioned pictures.
+
+    Captions stand in `metadata.jsonl` as the `datasets` library has it (`file_name` and `text`), or
+    beside each picture in a text file of the same name (`cat.png`, `cat.txt`).
+    """
+    listing = folder / "metadata.jsonl"
+    if listing.is_file():
+        for number, _, line in lines(listing):
+            if line.strip():
+                record = parse(line, "strict", listing, number)
+                if not isinstance(record, dict) or not isinstance(record.get("file_name"), str):
+                    raise DataError(f"{listing}:{number}: has no file_name, the name of a picture")
+                pair = {"text": record.get("text"), "images": [record["file_name"]]}
+                yield f"{listing}:{number}", folder, pair
+        return
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in PICTURES:
+            caption = path.with_suffix(".txt")
+            if not caption.is_file():
+                raise DataError(f"{path}: has no caption; remedy: write {caption.name} beside it")
+            text = decode(caption.read_bytes(), "strict", caption, 1).strip()
+            yield str(path), path.parent, {"text": text, "images": [path.name]}
+
+
+def parse(raw: bytes, errors: str, path: Path, line: int) -> Any:
+    """One line of JSON; raises DataError naming file and line."""
+    try:
+        return json.loads(decode(raw, errors, path, line))
+    except (ValueError, RecursionError) as problem:
+        raise DataError(f"{path}:{line}: not valid JSON: {problem}") from None
+
+
+def check(record: Any, where: str, folder: Path) -> None:
+    """Raise DataError unless `record` is a document or a conversation whose images exist."""
+    if not isinstance(record, dict):
+        raise DataError(f"{where}: is {type(record).__name__}; each record must be a JSON object")
+    if ("text" in record) == ("messages" in record):
+        names = ", ".join(sorted(record)[:8]) or "nothing"
+        raise DataError(f"{where}: has {names}; a record has either 'text' or 'messages'")
+    if "text" in record:
+        _check_document(record, where)
+    else:
+        _check_conversation(record["messages"], where)
+    for path in image_paths(record):
+        if not (folder / path).is_file():
+            raise DataError(f"{where}: image {str(folder / path)[:300]} is not a file")
+
+
+def _check_document(record: Mapping[str, Any], where: str) -> None:
+    if not isinstance(record["text"], str):
+        raise DataError(f"{where}: text is {type(record['text']).__name__}; it must be a string")
+    paths = record.get("images") or []
+    if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+        raise DataError(f"{where}: images must be a list of paths")
+
+
+def _check_conversation(messages: Any, where: str) -> None:
+    if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
+        raise DataError(f"{where}: messages must be a list of objects with role and content")
+    if not any(message.get("role") == "assistant" for message in messages):
+        raise DataError(f"{where}: no message has role 'assistant', so there is nothing to learn")
+
+
+def image_paths(record: Mapping[str, Any]) -> list[str]:
+    """The image files that a record names; data URIs and URLs are not files."""
+    paths = list(record.get("images") or [])
+    for message in record.get("messages", []):
+        parts = message.get("content")
+        for part in parts if isinstance(parts, list) else []:
+            image = part.get("image") if isinstance(part, dict) else None
+            if isinstance(image, str) and is_path(image):
+                paths.append(image)
+    return paths
+
+
+def is_path(image: str) -> bool:
+    return image[:5].lower() != "data:" and "://" not in image[:16]
+
+
+def content(record: Mapping[str, Any]) -> str:
+    """What decides the split of a record: two records of the same content are in the same one."""
+    return json.dumps([record.get("text"), record.get("messages"), record.get("images") or []])
+
+
+def _size(record: Mapping[str, Any]) -> int:
+    alone = "text" in record and not record.get("images")
+    return len(record["text"]) if alone else _NOT_TEXT_ALONE
