@@ -1,0 +1,43 @@
+# The words everyone uses. Each sets up what it needs in .venv; nothing else is required than
+# Python 3.11+ (a C++ compiler will be used by native kernels when there is one).
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+EXTRAS := dev
+
+.PHONY: demo test slow check bench format clean
+.DEFAULT_GOAL := test
+
+# torch goes first and alone: pip would otherwise resolve a build with gigabytes of CUDA libraries.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Herdling needs Python 3.11 or newer")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	touch $@
+
+demo: $(READY)  ## the whole life of a tiny model, then: .venv/bin/herdling chat runs/demo/model
+	$(BIN)/herdling demo
+
+test: $(READY)  ## the unit and parity tests
+	$(BIN)/python -m pytest
+
+slow: $(READY)  ## the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+check: $(READY)  ## format, lint, types, import floors
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports
+
+bench: $(READY)  ## the figures of docs/performance.md (about 15 minutes on an idle machine)
+	$(BIN)/python benchmarks/model_speed.py
+	$(BIN)/python benchmarks/expert_scaling.py
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf .venv build dist *.egg-info
