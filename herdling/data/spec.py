@@ -112,7 +112,7 @@ def _builtin_text(domain: str, opening: Opening) -> Weighted:
 
 def _picture(kind: str, opening: Opening) -> Weighted:
     if opening.processor is None:
-        raise ConfigError(f"data {kind}: the model has no vision; remedy: a model that has")
+        raise ConfigError(f"data picture/{kind}: the model has no vision; remedy: one that has")
     source = PictureSource(
         kind, opening.tok, opening.processor, split=opening.split, seed=opening.seed
     )

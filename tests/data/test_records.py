@@ -1,0 +1,119 @@
+"""Records of every form, and what is said about those that are broken."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet as parquet
+import pytest
+from PIL import Image
+
+from herdling.data.records import InMemory, JsonLines, image_folder, only_text, parquet_rows
+from herdling.errors import DataError
+
+CHAT = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]}
+
+
+def write(path: Path, *records: Any) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def read(records: JsonLines | InMemory) -> list[dict[str, Any]]:
+    return [records.read(i)[2] for i in range(len(records.sizes))]
+
+
+def test_json_lines_are_read_where_they_lie(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(
+        b'\xef\xbb\xbf{"text": "eins"}\n\n  \n'
+        + json.dumps(CHAT).encode()
+        + b'\r\n{"text": "\\ud800"}'
+    )
+    records = JsonLines([path])
+    assert read(records) == [{"text": "eins"}, CHAT, {"text": "\ud800"}]
+    assert list(records.sizes) == [4, -1, 1]
+    assert not only_text(records)
+    assert [records.read(i)[0] for i in range(3)] == [f"{path}:{line}" for line in (1, 4, 5)]
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ('{"text": "a"', "not valid JSON"),
+        ("[1]", "is list; each record must be a JSON object"),
+        ('{"txt": "a"}', "has txt; a record has either 'text' or 'messages'"),
+        ('{"text": "a", "messages": []}', "has messages, text; a record has either"),
+        ('{"text": 3}', "text is int; it must be a string"),
+        ('{"text": "a", "images": "x.png"}', "images must be a list of paths"),
+        ('{"text": "a", "images": ["no.png"]}', "no.png is not a file"),
+        ('{"messages": ["hi"]}', "messages must be a list of objects"),
+        ('{"messages": [{"role": "user", "content": "a"}]}', "no message has role 'assistant'"),
+        ("[" * 100_000, "not valid JSON"),
+    ],
+)
+def test_a_broken_line_is_named_by_file_and_line(tmp_path: Path, line: str, complaint: str) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text(f'{{"text": "fine"}}\n\n{line}\n{{"text": "fine"}}\n')
+    with pytest.raises(DataError, match=r"data.jsonl:3: ") as caught:
+        JsonLines([path])
+    assert complaint in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_broken_utf8_in_json_lines(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(b'{"text": "fine"}\n{"text": "caf\xe9"}\n')
+    with pytest.raises(DataError, match=r"data.jsonl:2: byte 0xe9 is not UTF-8"):
+        JsonLines([path])
+    assert read(JsonLines([path], errors="replace"))[1] == {"text": "caf\ufffd"}
+
+
+def test_splits_go_by_content_and_share_none(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", *({"text": f"text {i % 60}"} for i in range(120)))
+    splits = [{r["text"] for r in read(JsonLines([path], s))} for s in ("train", "validation", "test")]  # fmt: skip
+    assert sum(len(s) for s in splits) == 60
+    assert len(set().union(*splits)) == 60
+
+
+def test_parquet_says_the_same_as_json_lines(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    rows = [{"text": f"row {i}", "extra": i} for i in range(10)]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    assert read(InMemory(parquet_rows([path]))) == [{"text": row["text"]} for row in rows]
+    chats = tmp_path / "b.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist([CHAT, {"messages": None, "text": "t"}], schema=pyarrow.schema([
+        ("text", pyarrow.string()),
+        ("messages", pyarrow.list_(pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())]))),
+    ])), chats)  # fmt: skip
+    assert read(InMemory(parquet_rows([chats]))) == [CHAT, {"text": "t"}]
+    parquet.write_table(pyarrow.Table.from_pylist([{"text": "a"}, {"text": None}]), path)
+    with pytest.raises(DataError, match=r"a.parquet: row 1: has nothing; a record has either"):
+        InMemory(parquet_rows([path]))
+    path.write_bytes(b"PAR1 no")
+    with pytest.raises(DataError, match=r"a.parquet: row 0: not readable as Parquet"):
+        InMemory(parquet_rows([path]))
+
+
+def test_image_folders_with_either_kind_of_caption(tmp_path: Path) -> None:
+    for name in ("a.png", "sub/b.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+        (tmp_path / name).with_suffix(".txt").write_text(f"this is {name}\n")
+    found = InMemory(image_folder(tmp_path))
+    assert read(found) == [
+        {"text": "this is a.png", "images": ["a.png"]},
+        {"text": "this is sub/b.jpg", "images": ["b.jpg"]},
+    ]
+    (tmp_path / "a.txt").unlink()
+    with pytest.raises(DataError, match=r"a.png: has no caption; remedy: write a.txt beside it"):
+        InMemory(image_folder(tmp_path))
+    write(tmp_path / "metadata.jsonl", {"file_name": "a.png", "text": "listed"})
+    assert read(InMemory(image_folder(tmp_path))) == [{"text": "listed", "images": ["a.png"]}]
+    write(tmp_path / "metadata.jsonl", {"file_name": "gone.png", "text": "listed"})
+    with pytest.raises(DataError, match=r"metadata.jsonl:1: image .*gone.png is not a file"):
+        InMemory(image_folder(tmp_path))
+    write(tmp_path / "metadata.jsonl", {"name": "a.png"})
+    with pytest.raises(DataError, match=r"metadata.jsonl:1: has no file_name"):
+        InMemory(image_folder(tmp_path))
