@@ -26,6 +26,8 @@ from herdling.inputs.special_tokens import (
     HEADER_END,
     HEADER_START,
     OLD_NAMES,
+    PYTHON_END,
+    PYTHON_START,
 )
 from herdling.inputs.tokenizer import Tokenizer
 
@@ -119,8 +121,8 @@ def parse(text_or_ids: str | Iterable[int], tok: Tokenizer | None = None) -> dic
         raise InputError("parse was given ids without a tokenizer; pass tok")
     else:
         text = tok.decode(text_or_ids, surrogates=False)
-    for name, old in OLD_NAMES.items():
-        text = text.replace(old, name)
+    for name in (PYTHON_START, PYTHON_END):
+        text = text.replace(OLD_NAMES[name], name)
     header = f"{HEADER_START}assistant{HEADER_END}"
     if text.startswith(header):
         text = text[len(header) :].removeprefix("\n\n")

@@ -15,6 +15,7 @@ import logging
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Self
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors, trainers
@@ -86,7 +87,7 @@ class Tokenizer:
     # ---- where tokenizers come from and go to
 
     @classmethod
-    def open(cls, folder: Path | str) -> "Tokenizer":
+    def open(cls, folder: Path | str) -> Self:
         """Read `tokenizer.json` of a model folder. Raises CheckpointError if it is unusable."""
         path = Path(folder) / "tokenizer.json"
         if not path.is_file():
@@ -103,7 +104,7 @@ class Tokenizer:
         return cls(full, str(path))
 
     @classmethod
-    def from_tiktoken(cls, path: Path | str, specials: str = "full") -> "Tokenizer":
+    def from_tiktoken(cls, path: Path | str, specials: str = "full") -> Self:
         """Convert Meta's `tokenizer.model`; its 200,000 ranks and 2048 control tokens are 202,048.
 
         Raises CheckpointError naming the broken line.
@@ -114,9 +115,7 @@ class Tokenizer:
         return cls(_with_specials(model, special_tokens.names(specials)), str(path))
 
     @classmethod
-    def train(
-        cls, texts: Iterable[str], vocab_size: int, specials: str | None = None
-    ) -> "Tokenizer":
+    def train(cls, texts: Iterable[str], vocab_size: int, specials: str | None = None) -> Self:
         """Learn merges from `texts`; the same texts give the same tokenizer.
 
         `vocab_size` counts everything: 256 bytes, merges, control tokens. `specials` is "full"
