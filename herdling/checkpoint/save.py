@@ -42,10 +42,7 @@ class ShardWriter:
     def add(self, name: str, tensor: Tensor) -> None:
         if self._held and self._held_bytes + tensor.nbytes > self.shard_bytes:
             self._flush()
-        tensor = tensor.detach().cpu().contiguous()
-        if tensor.untyped_storage().nbytes() != tensor.nbytes:
-            tensor = tensor.clone()  # a view of something larger, which the library refuses
-        self._held[name] = tensor
+        self._held[name] = tensor.detach().cpu().contiguous()
         self._held_bytes += tensor.nbytes
         self._total += tensor.nbytes
 
