@@ -16,7 +16,7 @@ _FEWEST_TERRITORIES = 50
 """A language that names fewer territories itself is taken to be only sketched in CLDR."""
 _DAYS = tuple(date(2001, 1, 1) + timedelta(days=97 * i) for i in range(_LINES))
 _COUNTS = (1, 2, 3, 5, 21, 0, 100)  # between them they ask for every plural form there is
-_NAMES = ("territories", "languages", "scripts", "currency_names")
+NAMES = ("territories", "languages", "scripts", "currency_names")
 
 
 def pages() -> Iterator[tuple[str, str]]:
@@ -53,7 +53,7 @@ def own_data(language: str) -> Mapping[str, Any]:
 def _sections(
     locale: Locale, data: Mapping[str, Any], english: Mapping[str, Any]
 ) -> dict[str, list[str]]:
-    found = {name: _pairs(data.get(name, {}), english[name]) for name in _NAMES}
+    found = {name: _pairs(data.get(name, {}), english[name]) for name in NAMES}
     cities = _cities(data)
     found["cities"] = _pairs(cities, {zone: _english_city(zone, english) for zone in cities})
     if _has_calendar(data):
