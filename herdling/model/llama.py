@@ -175,10 +175,9 @@ class Router(nn.Linear):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """x (N, D) -> chosen experts (N, k), their gates (N, k), all logits (N, E)."""
         logits = super().forward(x)
-        if self.top_k == 1:
-            top, chosen = logits.max(-1, keepdim=True)
-        else:
-            top, chosen = logits.topk(self.top_k, dim=-1)
+        # topk also for one: where two logits are equal, as some are in bf16, it chooses what the
+        # reference codes choose; max would not.
+        top, chosen = logits.topk(self.top_k, dim=-1)
         return chosen, torch.sigmoid(top.float()).to(x.dtype), logits
 
 
