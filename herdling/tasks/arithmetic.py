@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from herdling.data.drawing import one_of
-from herdling.data.split import draw
+from herdling.data.split import check_place, draw
 from herdling.errors import ConfigError
 from herdling.tasks.base import Item, ask, exact
 
@@ -36,21 +36,25 @@ class Arithmetic:
         self.chance = sum(self._best_guess(sign) for sign in operations) / len(operations)
 
     def item(self, index: int, split: str) -> Item:
-        def make(rng: random.Random) -> tuple[int, str, int, str]:
-            sign = rng.choice(self.operations)
-            numbers = self._numbers(sign)
+        check_place(split, index)
+        # The operation first and apart: a split's share of its pairs must not change its odds.
+        pick = random.Random(f"{self.name}/{self.seed}/{split}/{index}/operation")
+        sign = pick.choice(self.operations)
+        numbers = self._numbers(sign)
+
+        def make(rng: random.Random) -> tuple[int, int, str]:
             a, b = rng.choice(numbers), rng.choice(numbers)
             if sign == "-":
                 a, b = max(a, b), min(a, b)
             wording = one_of(rng, "What is {}?", "Calculate {}.", "How much is {}?", "{} =")
-            return a, sign, b, wording.format(f"{a} {sign} {b}")
+            return a, b, wording.format(f"{a} {sign} {b}")
 
-        def content(made: tuple[int, str, int, str]) -> str:
-            return f"{min(made[0], made[2])} {made[1]} {max(made[0], made[2])}"
+        def content(made: tuple[int, int, str]) -> str:
+            return f"{min(made[:2])}{sign}{max(made[:2])}"
 
-        made = draw(self.name, self.seed, split, index, make, content)
-        a, sign, b, question = made
-        difficulty = max(a, b) / self._numbers(sign)[-1]
+        made = draw(f"{self.name}/{sign}", self.seed, split, index, make, content)
+        a, b, question = made
+        difficulty = max(a, b) / numbers[-1]
         return Item(ask(question), str(_APPLY[sign](a, b)), difficulty, content(made))
 
     def grade(self, item: Item, reply: str) -> float:
