@@ -9,6 +9,7 @@ import json
 import math
 import os
 import time
+import weakref
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ class Lines:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        weakref.finalize(self, os.close, self._file)
 
     def write(self, record: dict[str, Any]) -> None:
         text = json.dumps(_finite(record), ensure_ascii=False, allow_nan=False)
@@ -60,9 +62,6 @@ class Lines:
             place += len(line)
         self.cut(place)
 
-    def close(self) -> None:
-        os.close(self._file)
-
 
 class Metrics:
     """The two files of a run folder. With no folder (a process that is not the main one) a no-op."""
@@ -91,11 +90,6 @@ class Metrics:
         if self._files:
             self._files[METRICS].cut(place)
             self._files[TIMING].cut_after(step)
-
-    def close(self) -> None:
-        for file in self._files.values():
-            file.close()
-        self._files = {}
 
 
 def read(path: Path | str) -> list[dict[str, Any]]:

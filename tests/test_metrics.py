@@ -37,7 +37,7 @@ def test_rewind_gives_the_bytes_of_a_run_that_never_went_on(tmp_path):
     place, before = kept.place(), (tmp_path / "metrics.jsonl").read_bytes()
     kept.log(2, loss=2.0)
     kept.timing(2, seconds=0.1)
-    kept.close()
+    del kept
     with (tmp_path / "timing.jsonl").open("ab") as torn:
         torn.write(b'{"step": 3, "sec')
 

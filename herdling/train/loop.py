@@ -129,7 +129,9 @@ class _Trainer:
         self.device = accelerator.device
         self.own_forward = vars(model).get("forward")
         self.parts: dict[str, Stateful] = {"batches": batches, "routing": routing}
-        self.progress = Progress(state.title, steps, state.step, show=state.show)
+        self.progress = Progress(
+            state.title, steps, state.step, show=state.show and distributed.is_main()
+        )
         self.accumulation = accelerator.gradient_accumulation_steps
         state.identity.setdefault("accumulation", self.accumulation)
 

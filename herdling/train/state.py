@@ -73,9 +73,9 @@ class State:
         show: bool = True,
     ) -> None:
         self.folder, self.title, self.resume = Path(folder), title, resume
-        self.show = show and distributed.is_main()
+        self.show = show
         self.config = config or CheckpointConfig()
-        self.identity = {"processes": distributed.world_size(), **(identity or {})}
+        self.identity = dict(identity or {})
         self.checkpoints = Checkpoints(
             self.folder / "checkpoints", self.config.keep, self.config.permanent
         )
@@ -91,18 +91,27 @@ class State:
             raise ConfigError(
                 f"{self.folder} already holds a run; remedy: --resume, or another --out"
             )
-        distributed.barrier()
-        self.metrics = Metrics(self.folder if distributed.is_main() else None)
+        self._metrics: Metrics | None = None
+
+    @property
+    def metrics(self) -> Metrics:
+        """Where hooks, and a recipe after `fit`, write their numbers; there is none before `fit`."""
+        assert self._metrics is not None, "state.metrics is used before fit has begun"
+        return self._metrics
 
     def begin(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, parts: dict[str, Stateful]
     ) -> list[str]:
         """Take up the latest checkpoint, if this run resumes and has one; say so in words.
 
-        Raises CheckpointError or ConfigError where it does not fit.
+        Called by `fit`, not before: only then does every process know which one it is. Raises
+        CheckpointError or ConfigError where the checkpoint does not fit.
         """
+        self.identity["processes"] = distributed.world_size()
+        self._metrics = Metrics(self.folder if distributed.is_main() else None)
         if distributed.is_main():
             self.checkpoints.sweep()
+        distributed.barrier()
         path = self.checkpoints.latest() if self.resume else None
         if path is None:
             self.metrics.rewind(0, 0)

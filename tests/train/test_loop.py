@@ -218,22 +218,37 @@ def test_the_split_into_micro_batches_does_not_matter(toy, tmp_path):
             torch.testing.assert_close(weights[other][name], whole, atol=2e-4, rtol=0)
 
 
+def launch(*args: str) -> None:
+    """The script on two processes. accelerate has no launcher for several CPU processes without MPI;
+    its GPU one starts them as well, and they find the CPU and gloo by themselves."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu",
+               "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
+               "--dynamo_backend", "no", "--main_process_port", "0", str(SCRIPT), *args]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.slow
 def test_two_processes_follow_the_path_of_one(toy, tmp_path):
     """The same global batch on one process and, under `accelerate launch`, on two."""
     assert script(str(tmp_path / "one"), "--noise", "0").returncode == 0
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2",
-               "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
-               "--main_process_port", "0", str(SCRIPT), str(tmp_path / "two"), "--noise", "0",
-               "--split", "2"]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
+    launch(str(tmp_path / "two"), "--noise", "0", "--split", "2")
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert len(one) == len(two) == 8
     torch.testing.assert_close(two, one, atol=2e-5, rtol=0)
     state = (tmp_path / "two/checkpoints/step-00000008/state.json").read_text()
     assert '"processes": 2' in state
+
+
+@pytest.mark.slow
+def test_two_processes_stop_together_and_resume_exactly(toy, tmp_path):
+    """Only one of them hears the signal. Labels are dropped at random, by each for itself."""
+    launch(str(tmp_path / "whole"), "--split", "2")
+    launch(str(tmp_path / "cut"), "--split", "2", "--stop-at", "3")
+    assert (tmp_path / "cut/checkpoints/step-00000003").is_dir()
+    launch(str(tmp_path / "cut"), "--split", "2", "--resume")
+    assert toy.result(tmp_path / "cut", 8) == toy.result(tmp_path / "whole", 8)
 
 
 @pytest.mark.parametrize("setting", [{"rows": 2}, {"accumulation": 1}])

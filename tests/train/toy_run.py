@@ -23,6 +23,7 @@ from herdling.train import rng
 from herdling.train.health import Routing, RoutingConfig
 from herdling.train.loop import Every, fit, make_accelerator
 from herdling.train.losses import next_token
+from herdling.train.signals import Stopped
 from herdling.train.state import CheckpointConfig, State
 
 VOCABULARY = 32
@@ -224,9 +225,21 @@ if __name__ == "__main__":
     parser.add_argument("--split", type=int, default=1)
     parser.add_argument("--noise", type=float, default=0.2)
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--stop-at", type=int, help="SIGTERM to the main process after this step")
     parser.add_argument("--kills", choices=["random", "each"])
     args = vars(parser.parse_args())
-    kills, out = args.pop("kills"), args.pop("out")
+    kills, out, stop_at = (args.pop(name) for name in ("kills", "out", "stop_at"))
+
+    def stop(state: State) -> None:
+        if state.step == stop_at and distributed.is_main():
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    if stop_at is not None:
+        try:
+            run(out, hooks=[Every(1, stop)], **args)
+        except Stopped:
+            sys.exit()
+        raise AssertionError("the run was not stopped")
     if kills is None:
         run(out, **args)
         sys.exit()
