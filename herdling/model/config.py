@@ -332,8 +332,8 @@ _TOY_VISION = dict(image_size=32, patch_size=4, hidden_size=96, intermediate_siz
                    num_hidden_layers=2, num_attention_heads=4, projector_input_dim=192,
                    projector_output_dim=192, vision_output_dim=192)  # fmt: skip
 _TOY_TEXT = dict(rope_scaling=None, attention_chunk_size=128, floor_scale=128,
-                 max_position_embeddings=16384, bos_token_id=None, eos_token_id=None,
-                 pad_token_id=None)  # fmt: skip
+                 max_position_embeddings=16384, initializer_range=0.05, bos_token_id=None,
+                 eos_token_id=None, pad_token_id=None)  # fmt: skip
 
 # One table, one dial. Toy presets shrink chunk, floor_scale, tile and patch in proportion, so that
 # local and global layers, temperature tuning and tiling are all exercised at their size.
@@ -356,7 +356,8 @@ _PRESETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         dict(_TOY_TEXT, vocab_size=32768, hidden_size=512, intermediate_size=512,
              intermediate_size_mlp=1024, num_hidden_layers=8, num_attention_heads=8,
              num_key_value_heads=2, head_dim=64, num_local_experts=12,
-             attention_chunk_size=512, floor_scale=512, max_position_embeddings=65536),
+             attention_chunk_size=512, floor_scale=512, max_position_embeddings=65536,
+             initializer_range=0.04),
         dict(_TOY_VISION, image_size=112, patch_size=14, hidden_size=256, intermediate_size=1024,
              num_hidden_layers=4, projector_input_dim=512, projector_output_dim=512,
              vision_output_dim=512),
@@ -365,7 +366,8 @@ _PRESETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         dict(_TOY_TEXT, vocab_size=32768, hidden_size=2048, intermediate_size=1536,
              intermediate_size_mlp=3072, num_hidden_layers=8, num_attention_heads=16,
              num_key_value_heads=8, head_dim=128, num_local_experts=16,
-             attention_chunk_size=2048, floor_scale=2048, max_position_embeddings=262144),
+             attention_chunk_size=2048, floor_scale=2048, max_position_embeddings=262144,
+             initializer_range=0.02),
         dict(_TOY_VISION, image_size=224, patch_size=14, hidden_size=512, intermediate_size=2048,
              num_hidden_layers=8, num_attention_heads=8, projector_input_dim=1024,
              projector_output_dim=1024, vision_output_dim=1024),

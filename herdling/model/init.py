@@ -15,27 +15,29 @@ def initialize(model: LanguageModel, seed: int = 0, std: float | None = None) ->
     Matrices: normal with `std` (default: the config's `initializer_range`). Experts' gate_up: twice
     that, which undoes what the sigmoid gate of 1/2 on their input takes away at the start (SwiGLU is
     about quadratic near 0, so the routed part would begin at a quarter of the shared expert's).
-    Output matrices of blocks: divided by sqrt(2 * layers), so that the residual stream keeps its scale.
-    Norms 1, biases 0; vision class token and positions 1/sqrt(width) as in transformers.
+    Output matrices of decoder blocks: divided by sqrt(2 * layers), so that the residual stream keeps
+    its scale. Vision encoder and projector: 1/sqrt(inputs) each, so that features of different
+    pictures differ from the first step on (with `std` everywhere a toy model needs some three times
+    as many pictures before it begins to read them, docs/log.md). Norms 1, biases 0; vision class
+    token and positions 1/sqrt(width) as in transformers.
     """
-    text, vision = model.config.text, model.config.vision
+    text = model.config.text
     sigma = text.initializer_range if std is None else std
     for name, parameter in model.named_parameters():
         generator = torch.Generator().manual_seed(seed * 2**32 + zlib.crc32(name.encode()))
-        in_vision = "vision_model" in name
         if parameter.dim() == 1 and not name.endswith("class_embedding"):
             parameter.fill_(0.0 if name.endswith("bias") else 1.0)
             continue
-        scale = sigma
-        if in_vision and name.endswith(("class_embedding", "positional_embedding_vlm")):
-            assert vision is not None
-            scale = vision.hidden_size**-0.5
+        if name.endswith(("class_embedding", "positional_embedding_vlm")):
+            scale = parameter.shape[-1] ** -0.5
+        elif "vision_model." in name or "multi_modal_projector." in name:
+            scale = parameter.shape[1] ** -0.5
         elif name.endswith("gate_up_proj"):
             scale = 2 * sigma
-        elif name.endswith(("o_proj.weight", "down_proj.weight", "down_proj", "mlp.fc2.weight")):
-            depth = vision.num_hidden_layers if in_vision and vision else text.num_hidden_layers
-            if "vision_adapter" not in name:
-                scale = sigma / (2 * depth) ** 0.5
+        elif name.endswith(("o_proj.weight", "down_proj.weight", "down_proj")):
+            scale = sigma / (2 * text.num_hidden_layers) ** 0.5
+        else:
+            scale = sigma
         parameter.copy_(_normal(parameter, scale, generator))
     return model
 

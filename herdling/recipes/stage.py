@@ -1,0 +1,177 @@
+"""What the training recipes share: a model, its data, and one call of the loop.
+
+    RUN/config.yaml      the resolved settings     RUN/metrics.jsonl   loss, loads, held-out figures
+    RUN/checkpoints/     for --resume              RUN/model/          the result, a model folder
+
+A recipe gives its defaults and the further names its `--data` may use; everything else is here once.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from herdling import config as settings
+from herdling import distributed
+from herdling.checkpoint import Card, open_model, save_model
+from herdling.checkpoint.save import with_ids
+from herdling.checkpoint.source import resolve
+from herdling.data.loader import Loader
+from herdling.data.mixture import Mixture
+from herdling.data.spec import Maker, Opening, open_sources
+from herdling.errors import ConfigError
+from herdling.inputs.image_processor import ImageProcessor
+from herdling.inputs.tokenizer import Tokenizer
+from herdling.model.config import PRESETS, preset
+from herdling.model.init import initialize
+from herdling.model.llama import LanguageModel, build
+from herdling.optim import adamw
+from herdling.optim.adamw import AdamWConfig
+from herdling.optim.schedule import Schedule
+from herdling.train import rng
+from herdling.train.health import Routing, RoutingConfig
+from herdling.train.loop import Every, fit, make_accelerator
+from herdling.train.losses import next_token
+from herdling.train.state import CheckpointConfig, State
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The settings of a training run."""
+
+    model: str
+    """A model folder, a hub name, or a preset (nano, tiny, small, base) to start from random weights."""
+    data: str
+    """What to train on, with weights: builtin, code, english, pictures, task names, files."""
+    out: Path
+    """Folder of the run."""
+    steps: int
+    """Optimizer steps in all."""
+    tokenizer: Path | None = None
+    """Tokenizer folder; needed with a preset, else the model's own."""
+    vision: bool = True
+    """Whether a model made from a preset sees pictures."""
+    length: int = 512
+    """Tokens in a row; documents are packed into rows and never see each other."""
+    rows: int = 16
+    """Rows in a micro-batch of one process."""
+    accumulation: int = 1
+    """Micro-batches in an optimizer step."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Type of the matrix products; the weights stay float32."""
+    optimizer: AdamWConfig = field(default_factory=AdamWConfig)
+    """How the weights move."""
+    schedule: Schedule = field(default_factory=Schedule)
+    """The learning rate over the run."""
+    routing: RoutingConfig = field(default_factory=RoutingConfig)
+    """How experts are kept busy."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """When the run is saved."""
+    seed: int = 0
+    """Decides weights and data order; the same seed gives the same run."""
+    resume: bool = False
+    """Go on from the latest checkpoint in OUT."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "length", "rows", "accumulation"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run starts from."""
+
+    model: LanguageModel
+    tok: Tokenizer
+    processor: ImageProcessor | None
+    card: Card
+
+
+def start(stage: Stage) -> Start:
+    """Open the model folder, or make the preset's model from random weights."""
+    if stage.model in PRESETS and not Path(stage.model).exists():
+        if stage.tokenizer is None:
+            raise ConfigError(
+                f"--model {stage.model} is a preset and needs --tokenizer DIR; "
+                "make one: herdling tokenizer --data builtin --out DIR"
+            )
+        tok = Tokenizer.open(stage.tokenizer)
+        shape = replace(
+            preset(stage.model, vision=stage.vision, vocab_size=len(tok)),
+            image_token_index=tok.patch,
+            boi_token_index=tok.special("<|image_start|>"),
+            eoi_token_index=tok.special("<|image_end|>"),
+        )
+        model = initialize(build(with_ids(shape, tok)), stage.seed)
+        card = Card(name=stage.out.name)
+    else:
+        folder = resolve(stage.model)
+        # Training keeps float32 weights, whatever the folder holds; --precision is for products.
+        model, shape = open_model(folder, dtype=torch.float32)
+        tok = Tokenizer.open(stage.tokenizer or folder)
+        card = Card.open(folder, shape)
+        if (folder / "processor_config.json").exists():
+            return Start(model, tok, ImageProcessor.open(folder), card)
+    vision = model.config.vision
+    processor = None if vision is None else ImageProcessor.from_vision_config(vision)
+    return Start(model, tok, processor, card)
+
+
+def run(
+    stage: Stage, name: str, makers: Mapping[str, Maker], hooks: Sequence[Every] = ()
+) -> LanguageModel:
+    """Train, save OUT/model, return the model. Stopped runs resume exactly with `resume`."""
+    rng.seed(stage.seed)
+    accelerator = make_accelerator(stage.precision, stage.accumulation)
+    begun = start(stage)
+    state = State(
+        stage.out,
+        resume=stage.resume,
+        title=name,
+        config=stage.checkpoint,
+        identity={"data": stage.data, "seed": stage.seed, "rows": stage.rows, "steps": stage.steps},
+    )
+    if distributed.is_main():
+        settings.save(stage, stage.out / "config.yaml")
+    opening = Opening(begun.tok, "train", stage.seed, stage.length, begun.processor)
+    sources = open_sources(stage.data, opening, makers)
+    mixture = Mixture(sources, rank=distributed.rank(), world=distributed.world_size())
+    loader = Loader(
+        mixture,
+        length=stage.length,
+        batch_size=stage.rows,
+        pad=begun.tok.pad,
+        seed=stage.seed,
+        prefetch=True,
+    )
+    try:
+        fit(
+            begun.model,
+            adamw.build(begun.model, stage.optimizer),
+            loader,
+            next_token,
+            schedule=stage.schedule,
+            steps=stage.steps,
+            hooks=hooks,
+            accelerator=accelerator,
+            state=state,
+            routing=Routing(begun.model, stage.routing),
+        )
+    finally:
+        loader.close()
+    if distributed.is_main():
+        card = begun.card.after(
+            name,
+            name=stage.out.resolve().name,
+            source=stage.model,
+            data=[source.name for source, _ in sources],
+            note=f"{state.step} steps, {state.tokens} tokens",
+        )
+        save_model(
+            begun.model, begun.model.config, stage.out / "model", begun.tok, begun.processor, card=card
+        )
+        print(f"{stage.out / 'model'}: trained on {state.tokens:,} tokens")
+    return begun.model
