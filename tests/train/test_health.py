@@ -187,7 +187,7 @@ def test_a_dead_expert_is_in_the_metrics_of_a_run_and_on_screen(toy, tmp_path, c
 
     toy.model = dead
     try:
-        toy.run(tmp_path, steps=1, window=1, hooks=[])
+        toy.run(tmp_path, steps=1, window=1, hooks=[], show=True)
     finally:
         toy.model = make
     warnings = [
@@ -195,6 +195,7 @@ def test_a_dead_expert_is_in_the_metrics_of_a_run_and_on_screen(toy, tmp_path, c
     ]
     assert len(warnings) == 2
     assert "3 of 4 experts got no token in 1 steps: 1, 2, 3" in warnings[0]
+    assert f"step 1: warning: {warnings[0]}" in capsys.readouterr().err.splitlines()
 
 
 def test_forwards_without_gradients_are_not_counted(toy):

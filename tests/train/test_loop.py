@@ -378,11 +378,11 @@ def test_not_finite_stops_before_the_weights_change(toy, tmp_path):
     assert losses(tmp_path) == losses(tmp_path)[:2]
 
 
-def test_progress_shows_loss_rate_and_expert_load(toy, tmp_path, capsys, monkeypatch):
-    def loud(*args, **settings):
-        return State(*args, **settings | {"title": "toy", "show": True})
-
-    monkeypatch.setattr(toy, "State", loud)
-    toy.run(tmp_path, steps=2)
+def test_progress_shows_loss_rate_and_expert_load(toy, tmp_path, capsys):
+    toy.run(tmp_path, steps=2, show=True)
     lines = capsys.readouterr().err.splitlines()
-    assert re.match(r"toy 1/2  loss \d\.\d{4}  \S+ tok/s  load \d\.\dx \S{4} \S{4}  eta", lines[0])
+    pattern = r"toy 1/2  loss \d\.\d{4}  \S+ tok/s  load \d\.\dx \S{4} \S{4}  eta \d:\d\d"
+    assert re.fullmatch(pattern, lines[0]), lines
+    assert lines[-1].startswith("toy 2/2")
+    toy.run(tmp_path, steps=2, resume=True, show=True)
+    assert "resumed at step 2 from" in capsys.readouterr().err

@@ -118,6 +118,7 @@ def run(
     hooks: list[Every] | None = None,
     batches=None,
     loss=next_token,
+    show: bool = False,
 ) -> tuple[llama.TextLM, State]:
     lm = model()
     rng.seed(1)
@@ -131,7 +132,8 @@ def run(
         resume=resume,
         config=CheckpointConfig(every, keep, permanent),
         identity={"rows": rows},
-        show=False,
+        title="toy",
+        show=show,
     )
     fit(
         lm,
