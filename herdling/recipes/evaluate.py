@@ -1,0 +1,98 @@
+"""`herdling evaluate`: a model's accuracy on the built-in tasks, beside the chance level.
+
+    herdling evaluate runs/demo/model --tasks read_number,arithmetic --items 200 --json scores.json
+
+Only test items are asked, which no built-in training data contains.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tyro.conf import Positional
+
+from herdling.config import nearest
+from herdling.errors import ConfigError, InputError
+from herdling.files import write_json
+
+
+@dataclass(frozen=True)
+class Config:
+    """Measure a model on the built-in tasks."""
+
+    path: Positional[str]
+    """Model folder or hub name."""
+    tasks: str = "all"
+    """Names with commas between them; `all` means every task that the model can take."""
+    items: int = 200
+    """Test items of each task."""
+    max_tokens: int = 32
+    """Most tokens of a reply."""
+    seed: int = 0
+    """Which test items are drawn."""
+    json: Path | None = None
+    """Also write the results, with some replies, to this file."""
+    dtype: str | None = None
+    """float32, bfloat16 or float16; default: the folder's own."""
+    device: str | None = None
+    """Where to run, for example cpu or cuda; default: a GPU if there is one."""
+
+
+HEADER = (
+    f"{'task':<16} {'accuracy':>8}  {'95 % interval':>14}  {'chance':>6}  {'items':>5}  seconds"
+)
+
+
+def main(config: Config) -> None:
+    """Print one line a task, and write the JSON file. Raises Error for a task that cannot be asked."""
+    from herdling.tasks.registry import IMAGE_TASKS, TASKS, create
+
+    asked = names(config.tasks, tuple(TASKS))
+    if config.items < 1 or config.max_tokens < 1:
+        raise ConfigError(
+            f"items {config.items}, max_tokens {config.max_tokens}: must be 1 or more"
+        )
+    from herdling.eval.harness import evaluate
+    from herdling.infer.lm import load
+
+    lm = load(config.path, config.dtype, config.device)
+    pictures = [name for name in asked if name in IMAGE_TASKS]
+    if lm.processor is None and pictures:
+        if config.tasks != "all":
+            raise InputError(
+                f"task {pictures[0]} shows pictures, and {config.path} is a text-only model"
+            )
+        asked = [name for name in asked if name not in IMAGE_TASKS]
+        print(f"a text-only model: {len(pictures)} tasks with pictures are left out")
+    results: dict[str, Any] = {}
+    print(HEADER)
+    for name in asked:
+        settings: dict[str, Any] = {"seed": config.seed}
+        if name in IMAGE_TASKS and lm.processor is not None:
+            settings["side"] = lm.processor.size  # one tile
+        score = evaluate(lm, create(name, **settings), config.items, max_tokens=config.max_tokens)
+        results[name] = score.plain()
+        print(
+            f"{name:<16} {score.accuracy:>8.3f}  {score.low:>5.3f} .. {score.high:.3f}  "
+            f"{score.chance:>6.3f}  {score.items:>5}  {score.seconds:>7.1f}",
+            flush=True,
+        )
+        if score.cut_short:
+            print(f"  {score.cut_short} of {score.items} replies ran into --max-tokens")
+    if config.json is not None:
+        about = {"model": config.path, "seed": config.seed, "split": "test"}
+        write_json(config.json, {**about, "tasks": results})
+
+
+def names(given: str, known: Sequence[str]) -> list[str]:
+    """The tasks of `--tasks`, each once. Raises ConfigError for an unknown name."""
+    if given == "all":
+        return list(known)
+    found = list(dict.fromkeys(name.strip() for name in given.split(",") if name.strip()))
+    for name in found:
+        if name not in known:
+            raise ConfigError(f"task {name!r} is unknown{nearest(name, known)}")
+    if not found:
+        raise ConfigError(f"tasks is {given!r}; name some of {', '.join(known)}, or all")
+    return found
