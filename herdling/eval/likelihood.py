@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from herdling.data.packing import IGNORE, NO_DOCUMENT, cut
+from herdling.data.packing import IGNORE, cut
 from herdling.data.sources import Example
 from herdling.errors import InputError
 from herdling.infer.lm import LM
@@ -99,19 +99,15 @@ def _batches(windows: list[_Window], batch_tokens: int) -> Iterator[list[_Window
 
 @torch.no_grad()
 def _losses(lm: LM, batch: list[_Window]) -> list[float]:
-    """Summed loss of each window in nats; padding stands at the right, a document of its own."""
+    """Summed loss of each window in nats. Padding stands at the right, where nothing sees it."""
     width = max(len(window.tokens) for window in batch)
-    room = [width - len(window.tokens) for window in batch]
-    rows = list(zip(batch, room, strict=True))
+    rows = [(window, width - len(window.tokens)) for window in batch]
     ids = torch.tensor([w.tokens + [0] * n for w, n in rows], device=lm.device)
     labels = torch.tensor([w.labels + [IGNORE] * n for w, n in rows], device=lm.device)
-    real = torch.tensor([[0] * len(w.tokens) + [NO_DOCUMENT] * n for w, n in rows])
     tiles = [window.tiles for window in batch if window.tiles is not None]
     values = lm.model(
         ids,
         pixel_values=torch.cat(tiles).to(lm.device) if tiles else None,
-        positions=torch.arange(width, device=lm.device).expand_as(ids) if any(room) else None,
-        documents=real.to(lm.device) if any(room) else None,
         readout=lambda hidden, head: log_probs(hidden, head, labels),
     )
     return (-values.double().sum(1)).tolist()

@@ -56,14 +56,6 @@ def test_domains_and_images_against_the_plain_forward(lm, batch_tokens):
         assert results[domain].loss == pytest.approx(nats / results[domain].tokens, rel=1e-5)
 
 
-def test_equal_lengths_need_no_padding(lm):
-    examples = [text_example(lm.tokenizer, "how many shapes") for _ in range(3)]
-    got = likelihood(lm, examples)["prose"]
-    assert got.bits_per_byte == pytest.approx(
-        nats_by_hand(lm, examples[0]) / math.log(2) / len("how many shapes"), rel=1e-5
-    )
-
-
 def test_baselines_see_the_scored_bytes(lm):
     tok = lm.tokenizer
     text = "how many shapes are there? " * 40
