@@ -12,7 +12,7 @@ from herdling.recipes import stage
 from herdling.tasks.mixture import makers
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Config(stage.Stage):
     """Train a model from random weights on packed documents, text and images mixed."""
 
@@ -21,5 +21,5 @@ class Config(stage.Stage):
 
 
 def main(config: Config) -> int:
-    stage.run(config, "pretrain", makers())
+    stage.run(config, "pretrain", makers("document"))
     return 0

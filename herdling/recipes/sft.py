@@ -14,7 +14,7 @@ from herdling.recipes import stage
 from herdling.tasks.mixture import makers
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Config(stage.Stage):
     """Tune a model on conversations."""
 

@@ -37,7 +37,7 @@ from herdling.train.losses import next_token
 from herdling.train.state import CheckpointConfig, State
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Stage:
     """The settings of a training run."""
 
@@ -171,7 +171,12 @@ def run(
             note=f"{state.step} steps, {state.tokens} tokens",
         )
         save_model(
-            begun.model, begun.model.config, stage.out / "model", begun.tok, begun.processor, card=card
+            begun.model,
+            begun.model.config,
+            stage.out / "model",
+            begun.tok,
+            begun.processor,
+            card=card,
         )
         print(f"{stage.out / 'model'}: trained on {state.tokens:,} tokens")
     return begun.model
