@@ -64,9 +64,14 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+def flat(config: Any) -> dict[str, Any]:
+    """A config's plain values by dotted name: {"optimizer.learning_rate": 0.001, ...}."""
+    return dict(_leaves(plain(config)))
+
+
 def differences(old: Any, new: Any) -> list[str]:
     """What changed between two configs, one `key: old -> new` a line."""
-    before, after = dict(_leaves(plain(old))), dict(_leaves(plain(new)))
+    before, after = flat(old), flat(new)
     keys = list(dict.fromkeys([*before, *after]))
     return [
         f"{key}: {before.get(key, 'absent')} -> {after.get(key, 'absent')}"

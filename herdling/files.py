@@ -2,6 +2,8 @@
 
 import json
 import os
+import platform
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -46,10 +48,14 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
 
     A folder already at `path` is moved aside first and removed last, so that at every moment one
     complete folder exists, under `path` or (after a crash between two renames) as `.NAME.old`.
+    What killed processes of this machine left half written is removed first.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    recover_folder(path)
+    _sweep(path)
+    owner = f".{path.name}.{platform.node()}-{os.getpid()}."
+    temporary = Path(tempfile.mkdtemp(prefix=owner, dir=path.parent))
     try:
         yield temporary
         for file in temporary.rglob("*"):
@@ -75,6 +81,25 @@ def recover_folder(path: Path | str) -> None:
     old = path.parent / f".{path.name}.old"
     if old.exists() and not path.exists():
         os.rename(old, path)
+
+
+def _sweep(path: Path) -> None:
+    """Remove the temporary folders of `path` whose process, on this machine, lives no more."""
+    owner = re.compile(re.escape(f".{path.name}.{platform.node()}-") + r"(\d+)\.[^.]*")
+    for sibling in path.parent.iterdir():
+        match = owner.fullmatch(sibling.name)
+        if match and not _alive(int(match[1])):
+            shutil.rmtree(sibling, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)  # signal 0 only asks
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # someone else's
+        return True
+    return True
 
 
 def write_json(path: Path | str, value: Any) -> None:

@@ -15,7 +15,7 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.repocard_data import EvalResult
 
-from herdling.checkpoint.source import HUB_NAME
+from herdling import __version__
 from herdling.errors import CheckpointError
 from herdling.model.config import ModelConfig, preset
 
@@ -46,6 +46,9 @@ class Step:
     note: str = ""
     llama: Touch = ""
     """Whether Meta's Llama weights, or outputs of a Llama model, entered in this step."""
+    hub: tuple[str, ...] = ()
+    """Those of `source` and `data` that came from the hub. No other name is published as one: a
+    folder `runs/base`, or built-in data `picture/scene`, only looks like it."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +71,10 @@ class Card:
         data: Iterable[str] = (),
         note: str = "",
         llama: Touch = "",
+        hub: Iterable[str] = (),
     ) -> "Card":
         """The card after one more step. Results are of other weights then, so they are dropped."""
-        step = Step(stage, source, tuple(data), note, llama)
+        step = Step(stage, source, tuple(data), note, llama, tuple(hub))
         return replace(self, name=name or self.name, steps=(*self.steps, step), results={})
 
     @property
@@ -108,7 +112,7 @@ class Card:
         if own is None:
             return None
         try:
-            steps = tuple(Step(**{**s, "data": tuple(s.get("data", ()))}) for s in own["lineage"])
+            steps = tuple(_step(raw) for raw in own["lineage"])
             return cls(own["name"], steps, own.get("license"), dict(own.get("results", {})))
         except (AttributeError, KeyError, TypeError) as problem:
             raise CheckpointError(
@@ -128,9 +132,8 @@ class Card:
         licence: dict[str, Any] = {"license": self.license}
         if self.llama:
             licence = dict(license="other", license_name="llama4", license_link=_LICENCE_URL)
-        bases = [
-            s.source for s in self.steps if s.llama != "outputs" and HUB_NAME.fullmatch(s.source)
-        ]
+        bases = [s.source for s in self.steps if s.llama != "outputs" and s.source in s.hub]
+        data = [name for step in self.steps for name in step.data if name in step.hub]
         own = {"name": self.name, "lineage": [_plain(step) for step in self.steps]}
         if self.license:
             own["license"] = self.license
@@ -139,29 +142,26 @@ class Card:
         return ModelCardData(
             **licence,
             base_model=list(dict.fromkeys(bases)) or None,
-            datasets=self._hub_data() or None,
+            datasets=list(dict.fromkeys(data)) or None,
             library_name="transformers",
             pipeline_tag="image-text-to-text" if config.vision else "text-generation",
             tags=["llama4", "herdling", "mixture-of-experts"],
             model_name=self.title,
             eval_results=[
-                EvalResult("text-generation", "herdling", task, "accuracy", value)
+                # A type of its own for each task: results of one type are merged by the hub.
+                EvalResult("text-generation", f"herdling/{task}", task, "accuracy", value)
                 for task, value in self.results.items()
             ]
             or None,
             herdling=own,
         )
 
-    def _hub_data(self) -> list[str]:
-        names = [name for step in self.steps for name in step.data]
-        return [name for name in dict.fromkeys(names) if HUB_NAME.fullmatch(name)]
-
     def _body(self, config: ModelConfig) -> str:
         kind = "multimodal" if config.vision else "text"
         parts = [
             f"# {self.title}",
             f"A {kind} model of the Llama 4 architecture ({config.text.num_hidden_layers} layers, "
-            f"{config.text.num_local_experts} experts), saved by Herdling in transformers' format.",
+            f"{config.text.num_local_experts} experts), saved by Herdling {__version__} in transformers' format.",
         ]
         if self.llama:
             parts += ["**Built with Llama**", "## Licence", *self._licence(config)]
@@ -200,8 +200,17 @@ def _starts_llama(name: str) -> bool:
 
 def _plain(step: Step) -> dict[str, Any]:
     """A step as YAML keeps it: no empty fields."""
-    raw = {key: value for key, value in asdict(step).items() if value}
-    return {**raw, "data": list(step.data)} if step.data else raw
+    return {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in asdict(step).items()
+        if value
+    }
+
+
+def _step(raw: dict[str, Any]) -> Step:
+    """The inverse of `_plain`; TypeError for what is no step."""
+    lists = {key: tuple(raw.get(key, ())) for key in ("data", "hub")}
+    return Step(**{**raw, **lists})
 
 
 def _line(number: int, step: Step) -> str:
@@ -219,15 +228,16 @@ def _foreign(name: str, raw: dict[str, Any], config: ModelConfig) -> Card:
     """A card for a folder that is not ours: Llama's if its own card or its exact shape says so."""
     bases = raw.get("base_model") or []
     bases = [bases] if isinstance(bases, str) else list(bases)
+    source, hub = (bases[0], (bases[0],)) if bases else (name, ())
     named = [raw.get("license"), raw.get("license_name"), raw.get("model_name"), *bases]
     if any("llama4" in str(word).lower().replace("-", "") for word in named):
-        step = Step("origin", bases[0] if bases else name, llama="weights", note="said by its card")
+        step = Step("origin", source, llama="weights", note="said by its card", hub=hub)
     elif _released_shape(config):
         step = Step(
             "origin", name, llama="weights", note="presumed: it has a release's exact shape"
         )
     else:
-        step = Step("origin", bases[0] if bases else name, note="not made by Herdling; no record")
+        step = Step("origin", source, note="not made by Herdling; no record", hub=hub)
     licence = raw.get("license")
     return Card(name, (step,), licence if isinstance(licence, str) and not step.llama else None)
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from herdling import __version__
 from herdling.checkpoint.card import Card
 from herdling.checkpoint.folder import INDEX, SINGLE
 from herdling.errors import CheckpointError, ConfigError
@@ -64,12 +62,9 @@ class ShardWriter:
         if not self._held:
             return
         self._shards.append(list(self._held))
-        metadata = {  # "pt" is what transformers asks for; the versions help a bug report
-            "format": "pt",
-            "herdling": __version__,
-            "transformers": version("transformers"),
-        }
-        save_file(self._held, self.folder / self._part(len(self._shards)), metadata)
+        # "pt" is what transformers asks for. No second key: safetensors writes them in random order,
+        # and the same weights are to be the same file.
+        save_file(self._held, self.folder / self._part(len(self._shards)), {"format": "pt"})
         self._held, self._held_bytes = {}, 0
 
     @staticmethod

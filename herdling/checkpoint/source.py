@@ -17,6 +17,11 @@ UNWANTED = ["*.bin", "*.pth", "*.pt", "*.pkl", "*.pickle", "original/*"]
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
+def on_hub(name: Path | str) -> bool:
+    """Whether `resolve` asks the hub for this name: nothing local has it, and the hub could."""
+    return not Path(name).exists() and HUB_NAME.fullmatch(str(name)) is not None
+
+
 def resolve(folder: Path | str) -> Path:
     """The local folder: `folder` itself, or the downloaded copy of a hub repository `owner/name`."""
     path = Path(folder)
@@ -25,7 +30,7 @@ def resolve(folder: Path | str) -> Path:
         return path
     if path.exists():
         raise CheckpointError(f"{path}: is a file; give the folder that holds config.json")
-    if not HUB_NAME.fullmatch(str(folder)):
+    if not on_hub(folder):
         raise CheckpointError(f"{path}: no such folder (and not a hub name, which is owner/name)")
     try:
         found = huggingface_hub.snapshot_download(

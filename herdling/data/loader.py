@@ -1,4 +1,4 @@
-"""Batches for training, endless and exactly resumable, and batches for held-out loss.
+"""Batches for training, endless and exactly resumable.
 
     loader = Loader(Mixture(sources), length=512, batch_size=16, pad=tok.pad, seed=0)
     for batch in loader: ...                 # input_ids, labels, positions, documents, pixel_values
@@ -18,14 +18,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 
+from herdling import distributed
 from herdling.data.mixture import Mixture
-from herdling.data.packing import IGNORE, Piece, best_fit, cut, fill_row, stack
-from herdling.data.sources import Example, Source
+from herdling.data.packing import Piece, best_fit, cut, fill_row, stack
+from herdling.data.sources import Example
 from herdling.errors import ConfigError, DataError
-from herdling.inputs.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -120,16 +119,20 @@ class Loader:
         self._state = state
 
     def numbers(self) -> dict[str, float]:
-        """What was handed out so far: tokens, fill (share of places that hold one), skipped examples,
-        and `share/NAME` of the tokens of each source."""
-        counts, tokens = self._state["counts"], self._state["tokens"]
+        """What was handed out so far, over all processes (each must call): tokens, fill (share of
+        places that hold one), skipped examples, and `share/NAME` of the tokens of each source."""
+        states = distributed.gather({key: self._state[key] for key in ("counts", "tokens")})
+        counts = {key: sum(state["counts"][key] for state in states) for key in self._counts}
         places = counts["rows"] * self.length
         found = {
             "tokens": counts["tokens"],
             "fill": counts["tokens"] / places if places else 0.0,
             "skipped": counts["skipped"],
         }
-        return found | {f"share/{n}": t / max(1, counts["tokens"]) for n, t in tokens.items()}
+        for name in self._state["tokens"]:
+            own = sum(state["tokens"][name] for state in states)
+            found[f"share/{name}"] = own / max(1, counts["tokens"])
+        return found
 
     def close(self) -> None:
         """End the background thread."""
@@ -228,39 +231,3 @@ class Loader:
         if example.domain not in self._warned:
             self._warned.add(example.domain)
             log.warning("%s; %s. Such examples are left out and counted as 'skipped'", what, remedy)
-
-
-def evaluation_batches(
-    source: Source, tok: Tokenizer, *, count: int, length: int, batch_size: int = 8
-) -> Iterator[tuple[Batch, int]]:
-    """(batch, bytes) over the first `count` examples of a held-out source, or all it has.
-
-    One piece of at most `length` tokens a row, padded; pieces of like length stand together.
-    `bytes` is the UTF-8 length of the tokens that are asked for, control tokens counting nothing, so
-    that bits per byte = nll / ln 2 / bytes with both summed over all batches.
-    """
-    if count < 1 or batch_size < 1:
-        raise ConfigError(f"count is {count}, batch_size {batch_size}; both must be at least 1")
-    pieces: list[Piece] = []
-    for index in range(min(count, source.size or count)):
-        found = cut(source.example(index), length, 0, index)
-        if found is None:
-            raise DataError(
-                f"{source.name}: example {index} has images and more than {length} tokens; "
-                "remedy: evaluate with longer rows"
-            )
-        pieces += found
-    pieces.sort(key=lambda piece: -len(piece.tokens))
-    sizes = _bytes_of_tokens(tok)
-    for start in range(0, len(pieces), batch_size):
-        group = pieces[start : start + batch_size]
-        rows = [fill_row([piece], len(group[0].tokens), tok.pad) for piece in group]
-        asked = np.concatenate([piece.labels[piece.labels != IGNORE] for piece in group])
-        tiles = [piece.tiles for piece in group if piece.tiles is not None]
-        yield stack(rows, tiles), int(sizes[asked].sum())
-
-
-def _bytes_of_tokens(tok: Tokenizer) -> np.ndarray:
-    control = frozenset(tok.specials.values())
-    sizes = (0 if i in control else len(tok.to_bytes([i])) for i in range(len(tok)))
-    return np.fromiter(sizes, dtype=np.int64, count=len(tok))

@@ -4,8 +4,8 @@
         print(domain, result.bits_per_byte, result.baselines)
 
 Bits per byte compare models of any vocabulary, and with compressors. Control tokens are no text:
-neither their loss nor their names count. Left out: sliding windows; a text longer than the model's
-context is scored in windows that do not overlap.
+neither their loss nor their names count. Left out: sliding windows; a text longer than a window (the
+model's context, or `length`) is scored in windows that do not overlap.
 """
 
 import gzip
@@ -52,14 +52,20 @@ class _Window:
 
 
 def likelihood(
-    lm: LM, examples: Iterable[Example], batch_tokens: int = 8192
+    lm: LM, examples: Iterable[Example], batch_tokens: int = 8192, length: int | None = None
 ) -> dict[str, Likelihood]:
     """Score the tokens that each example wants predicted; results by domain.
 
-    `batch_tokens` bounds what goes through the model at once. Raises InputError when a domain has
-    no text to predict, or an example with images is longer than the model's context.
+    `batch_tokens` bounds what goes through the model at once. `length` is that of a window in tokens:
+    the context by default, but a model that has only seen shorter rows is measured at theirs. Raises
+    InputError when a domain has no text to predict, an example with images is longer than a window,
+    or a window longer than the model's context.
     """
-    windows = [window for example in examples for window in _windows(lm, example)]
+    context = lm.config.text.max_position_embeddings
+    length = context if length is None else length
+    if not 1 <= length <= context:
+        raise InputError(f"length is {length}; it must be 1 to {context}, the model's context")
+    windows = [window for example in examples for window in _windows(lm, example, length)]
     domains = sorted({window.domain for window in windows})
     nats: dict[str, float] = defaultdict(float)
     scored: dict[str, list[int]] = defaultdict(list)
@@ -71,14 +77,13 @@ def likelihood(
     return {domain: _result(lm, domain, nats[domain], scored[domain]) for domain in domains}
 
 
-def _windows(lm: LM, example: Example) -> Iterator[_Window]:
+def _windows(lm: LM, example: Example, length: int) -> Iterator[_Window]:
     control = set(lm.tokenizer.specials.values())
-    longest = lm.config.text.max_position_embeddings
-    pieces = cut(example, longest)
+    pieces = cut(example, length)
     if pieces is None:
         raise InputError(
-            f"{example.domain}: an example with images has {len(example.tokens)} tokens; the model's "
-            f"max_position_embeddings is {longest}"
+            f"{example.domain}: an example with images has {len(example.tokens)} tokens; the length "
+            f"of a window is {length}"
         )
     for piece in pieces:
         labels = [IGNORE if label in control else label for label in piece.labels.tolist()]

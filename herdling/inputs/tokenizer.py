@@ -47,6 +47,7 @@ SPLIT_PATTERN = "|".join(
 FULL_FROM = 4096
 
 _SURROGATES = re.compile("([\ud800-\udfff]+)")
+_BETWEEN_DIGITS = re.compile(r"(?<=\d)(?=\d)")
 _UNKNOWN = "\N{REPLACEMENT CHARACTER}".encode()
 
 
@@ -115,12 +116,20 @@ class Tokenizer:
         return cls(_with_specials(model, special_tokens.names(specials)), str(path))
 
     @classmethod
-    def train(cls, texts: Iterable[str], vocab_size: int, specials: str | None = None) -> Self:
+    def train(
+        cls,
+        texts: Iterable[str],
+        vocab_size: int,
+        specials: str | None = None,
+        single_digits: bool = False,
+    ) -> Self:
         """Learn merges from `texts`; the same texts give the same tokenizer.
 
         `vocab_size` counts everything: 256 bytes, merges, control tokens. `specials` is "full"
         (2048) or "compact" (21); by default full from a vocabulary of 4096 up, compact below. The
         result is smaller than asked, with a logged warning, if the texts run out of pairs to merge.
+        With `single_digits` no merge joins two digits: small models then read and reckon with ten
+        digits instead of a thousand numbers. The split pattern stays Llama 4's.
         Raises ConfigError for a size without room for the bytes and the control tokens.
         """
         kind = specials or ("full" if vocab_size >= FULL_FROM else "compact")
@@ -137,7 +146,10 @@ class Tokenizer:
             show_progress=False,
             initial_alphabet=list(TO_CHARACTER.values()),
         )
-        learner.train_from_iterator((_SURROGATES.sub("", text) for text in texts), trainer)
+        clean = (_SURROGATES.sub("", text) for text in texts)
+        if single_digits:  # in every script; digits apart still teach their own bytes
+            clean = (_BETWEEN_DIGITS.sub(" ", text) for text in clean)
+        learner.train_from_iterator(clean, trainer)
         tok = cls(_with_specials(learner.model, names))
         if len(tok) < vocab_size:
             log.warning(

@@ -9,7 +9,7 @@ A recipe gives its defaults and the further names its `--data` may use; everythi
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -17,7 +17,7 @@ from herdling import config as settings
 from herdling import distributed
 from herdling.checkpoint import Card, open_model, save_model
 from herdling.checkpoint.save import with_ids
-from herdling.checkpoint.source import resolve
+from herdling.checkpoint.source import on_hub, resolve
 from herdling.data.loader import Loader
 from herdling.data.mixture import Mixture
 from herdling.data.spec import Maker, Opening, open_sources
@@ -35,6 +35,9 @@ from herdling.train.health import Routing, RoutingConfig
 from herdling.train.loop import Every, fit, make_accelerator
 from herdling.train.losses import next_token
 from herdling.train.state import CheckpointConfig, State
+
+DATA_EVERY = 50
+"""Steps between two lines about the data in metrics.jsonl."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,10 +91,13 @@ class Start:
     tok: Tokenizer
     processor: ImageProcessor | None
     card: Card
+    hub: tuple[str, ...] = ()
+    """The name of the model, if it came from the hub."""
 
 
 def start(stage: Stage) -> Start:
     """Open the model folder, or make the preset's model from random weights."""
+    hub: tuple[str, ...] = ()
     if stage.model in PRESETS and not Path(stage.model).exists():
         if stage.tokenizer is None:
             raise ConfigError(
@@ -108,34 +114,44 @@ def start(stage: Stage) -> Start:
         model = initialize(build(with_ids(shape, tok)), stage.seed)
         card = Card(name=stage.out.name)
     else:
+        if on_hub(stage.model):
+            hub = (stage.model,)
         folder = resolve(stage.model)
         # Training keeps float32 weights, whatever the folder holds; --precision is for products.
         model, shape = open_model(folder, dtype=torch.float32)
         tok = Tokenizer.open(stage.tokenizer or folder)
+        with_ids(shape, tok)  # a tokenizer that does not fit is told now, not at the end of the run
         card = Card.open(folder, shape)
         if (folder / "processor_config.json").exists():
-            return Start(model, tok, ImageProcessor.open(folder), card)
+            return Start(model, tok, ImageProcessor.open(folder), card, hub)
     vision = model.config.vision
     processor = None if vision is None else ImageProcessor.from_vision_config(vision)
-    return Start(model, tok, processor, card)
+    return Start(model, tok, processor, card, hub)
+
+
+def identity(stage: Stage) -> dict[str, Any]:
+    """The settings that a resumed run must share with its beginning: all but where and when."""
+    return {
+        name: value
+        for name, value in settings.flat(stage).items()
+        if name not in ("out", "resume") and not name.startswith("checkpoint.")
+    }
 
 
 def run(
     stage: Stage, name: str, makers: Mapping[str, Maker], hooks: Sequence[Every] = ()
 ) -> LanguageModel:
     """Train, save OUT/model, return the model. Stopped runs resume exactly with `resume`."""
-    rng.seed(stage.seed)
-    accelerator = make_accelerator(stage.precision, stage.accumulation)
-    begun = start(stage)
-    state = State(
+    state = State(  # first: a run that may not go on touches nothing
         stage.out,
         resume=stage.resume,
         title=name,
         config=stage.checkpoint,
-        identity={"data": stage.data, "seed": stage.seed, "rows": stage.rows, "steps": stage.steps},
+        identity=identity(stage),
     )
-    if distributed.is_main():
-        settings.save(stage, stage.out / "config.yaml")
+    rng.seed(stage.seed)
+    accelerator = make_accelerator(stage.precision, stage.accumulation)
+    begun = start(stage)
     opening = Opening(begun.tok, "train", stage.seed, stage.length, begun.processor)
     sources = open_sources(stage.data, opening, makers)
     mixture = Mixture(sources, rank=distributed.rank(), world=distributed.world_size())
@@ -147,6 +163,8 @@ def run(
         seed=stage.seed,
         prefetch=True,
     )
+    if distributed.is_main():
+        settings.save(stage, stage.out / "config.yaml")
     try:
         fit(
             begun.model,
@@ -155,7 +173,7 @@ def run(
             next_token,
             schedule=stage.schedule,
             steps=stage.steps,
-            hooks=hooks,
+            hooks=[Every(DATA_EVERY, lambda state: _log_data(state, loader)), *hooks],
             accelerator=accelerator,
             state=state,
             routing=Routing(begun.model, stage.routing),
@@ -168,6 +186,7 @@ def run(
             name=stage.out.resolve().name,
             source=stage.model,
             data=[source.name for source, _ in sources],
+            hub=begun.hub,
             note=f"{state.step} steps, {state.tokens} tokens",
         )
         save_model(
@@ -180,3 +199,10 @@ def run(
         )
         print(f"{stage.out / 'model'}: trained on {state.tokens:,} tokens")
     return begun.model
+
+
+def _log_data(state: State, loader: Loader) -> None:
+    """How full the rows were so far, how many examples were left out, each source's share."""
+    numbers = loader.numbers()
+    del numbers["tokens"]  # the loop's own line has them
+    state.metrics.log(state.step, **numbers)

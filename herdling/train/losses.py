@@ -10,13 +10,11 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from herdling.data.packing import IGNORE
 from herdling.kernels.cross_entropy import weighted_nll
 
 Batch = Mapping[str, Tensor]
 Numbers = Mapping[str, Tensor | tuple[Tensor, Tensor]]
-
-IGNORE = -100
-"""The label of a position that is not learnt."""
 
 
 def next_token(model: nn.Module, batch: Batch) -> tuple[Tensor, Numbers]:

@@ -12,6 +12,7 @@ a change of the number of processes, which is refused.
 """
 
 import platform
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +23,7 @@ from torch import nn
 
 from herdling import distributed
 from herdling.errors import CheckpointError, ConfigError
+from herdling.files import read_json
 from herdling.metrics import METRICS, Metrics
 from herdling.train import rng
 from herdling.train.checkpoints import Checkpoints
@@ -91,6 +93,9 @@ class State:
             raise ConfigError(
                 f"{self.folder} already holds a run; remedy: --resume, or another --out"
             )
+        latest = self.checkpoints.latest() if resume else None
+        if latest is not None:  # before anything is written or read for the run
+            self._same(_read_identity(latest), latest, self.identity)
         self._metrics: Metrics | None = None
 
     @property
@@ -117,7 +122,7 @@ class State:
             self.metrics.rewind(0, 0)
             return ["no checkpoint yet: starting at step 0"] if self.resume else []
         tree = load_tree(path, "state")
-        self._same(tree["identity"], path)
+        self._same(tree["identity"], path, {**tree["identity"], **self.identity})
         ranks = tree["ranks"]
         _load_model(model, path)
         _load_optimizer(model, optimizer, load_tree(path, "optimizer"), path)
@@ -136,12 +141,14 @@ class State:
             lines.append(f"results may differ in the last bits: {'; '.join(changed)}")
         return lines
 
-    def _same(self, saved: dict[str, Any], path: Path) -> None:
-        for name in [*saved, *(n for n in self.identity if n not in saved)]:
+    def _same(self, saved: dict[str, Any], path: Path, names: Iterable[str]) -> None:
+        for name in names:
             old, new = saved.get(name), self.identity.get(name)
             if old != new:
+                # The learning rate of every step so far was a matter of how many there would be.
+                why = ", as its schedule spans them all" if name == "steps" else ""
                 raise ConfigError(
-                    f"{name} is {new!r} but {path} was trained with {old!r}; "
+                    f"{name} is {new!r} but {path} was trained with {old!r}{why}; "
                     "remedy: the same value, or another --out"
                 )
 
@@ -171,6 +178,10 @@ class State:
         distributed.barrier()
         self.saved = self.step
         return path
+
+
+def _read_identity(path: Path) -> dict[str, Any]:
+    return read_json(path / "state.json", CheckpointError)["identity"]
 
 
 def environment(model: nn.Module) -> dict[str, Any]:

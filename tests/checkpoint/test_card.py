@@ -32,7 +32,7 @@ def test_lineage_survives_load_train_save(tmp_path, random_model):
 def test_hub_metadata(tmp_path):
     card = Card("toy", license="mit", results={"arithmetic": 0.75}).after("x")
     assert card.results == {}  # the results of other weights
-    card = Card("toy", license="mit", results={"arithmetic": 0.75})
+    card = Card("toy", license="mit", results={"arithmetic": 0.75, "read_number": 0.5})
     card.save(tmp_path, BOTH)
     data = ModelCard.load(tmp_path / "README.md").data
     assert (data.license, data.pipeline_tag, data.library_name) == (
@@ -40,22 +40,42 @@ def test_hub_metadata(tmp_path):
         "image-text-to-text",
         "transformers",
     )
-    assert data.eval_results[0].metric_value == 0.75
+    # Results of one dataset type would come back merged, all under the first task's name.
+    assert {r.dataset_name: r.metric_value for r in data.eval_results} == card.results
+    assert len({r.dataset_type for r in data.eval_results}) == 2
+    (index,) = data.to_dict()["model-index"]
+    assert [entry["dataset"]["name"] for entry in index["results"]] == list(card.results)
     assert Card.open(tmp_path, BOTH) == card
     assert "| arithmetic | 0.750 |" in (tmp_path / "README.md").read_text()
     assert not (tmp_path / "NOTICE").exists()
 
 
-def test_datasets_and_bases_that_are_hub_names_are_listed(tmp_path):
-    card = Card("toy").after("sft", source="someone/base", data=["someone/chats", "local.jsonl"])
+def test_datasets_and_bases_that_came_from_the_hub_are_listed(tmp_path):
+    card = Card("toy").after(
+        "sft",
+        source="someone/base",
+        data=["someone/chats", "local.jsonl"],
+        hub=["someone/base", "someone/chats"],
+    )
     card.save(tmp_path, CONFIG)
     data = ModelCard.load(tmp_path / "README.md").data
     assert (data.base_model, data.datasets) == (["someone/base"], ["someone/chats"])
+    assert Card.open(tmp_path, CONFIG) == card
+
+
+def test_folders_and_built_in_data_are_not_published_as_hub_names(tmp_path):
+    card = Card("toy").after("sft", source="runs/base", data=["picture/scene", "someone/chats"])
+    card.save(tmp_path, CONFIG)
+    data = ModelCard.load(tmp_path / "README.md").data
+    assert (data.base_model, data.datasets) == (None, None)
+    assert Card.open(tmp_path, CONFIG) == card  # told in the lineage all the same
 
 
 @pytest.mark.parametrize("touch", ["weights", "outputs"])
 def test_licence_duties_where_llama_went_in(tmp_path, touch):
-    card = Card("my-toy", license="mit").after("distill", source="meta-llama/X", llama=touch)
+    card = Card("my-toy", license="mit").after(
+        "distill", source="meta-llama/X", llama=touch, hub=["meta-llama/X"]
+    )
     card = card.after("sft")
     card.save(tmp_path, BOTH)
     text = (tmp_path / "README.md").read_text("utf-8")
@@ -104,6 +124,8 @@ def test_foreign_cards_of_other_models(tmp_path):
     assert not card.llama
     assert card.license == "apache-2.0"
     assert card.steps[0].source == "someone/x"
+    card.save(tmp_path, CONFIG)
+    assert ModelCard.load(tmp_path / "README.md").data.base_model == ["someone/x"]
 
 
 def test_a_readme_without_metadata(tmp_path):

@@ -26,6 +26,7 @@ def wide(request) -> ModelConfig:
     """Four KV heads, so that four files are possible; every width its own number."""
     changes = dict(interleave_moe_layer_step=2, use_qk_norm=False) if request.param == "maverick" else {}  # fmt: skip
     config = preset("nano", vision=request.param != "text", vocab_size=320, hidden_size=64,
+                    initializer_range=0.02,  # params.json does not record it
                     num_attention_heads=8, num_key_value_heads=4, head_dim=8,
                     intermediate_size=72, intermediate_size_mlp=144, num_local_experts=3,
                     **changes)  # fmt: skip
@@ -214,7 +215,7 @@ def test_extras_are_dropped_and_a_model_key_is_opened(wide, tmp_path, random_mod
 @pytest.fixture
 def made(tmp_path, random_model):
     """(config, two files' tensors, function that writes them and must be refused with words)."""
-    config = preset("nano", vocab_size=320, num_attention_heads=4, num_key_value_heads=2,
+    config = preset("nano", vocab_size=320, initializer_range=0.02, num_attention_heads=4, num_key_value_heads=2,
                     hidden_size=64, head_dim=16)  # fmt: skip
     config = replace(config, image_token_index=319)
     state = dict(random_model(config).state_dict())

@@ -85,6 +85,14 @@ def test_one_tensor_above_the_limit_gets_its_own_shard(tmp_path, random_model):
     open_model(tmp_path / "m")
 
 
+def test_the_same_weights_are_the_same_file(tmp_path, random_model):
+    config = preset("nano", vision=False, vocab_size=320)
+    model = random_model(config)
+    for number in range(5):  # an order decided by chance would show
+        save_model(model, config, tmp_path / str(number), card=Card("toy"))
+    assert len({(tmp_path / str(n) / "model.safetensors").read_bytes() for n in range(5)}) == 1
+
+
 def test_saving_over_a_folder_leaves_nothing_of_the_old_one(tmp_path, random_model):
     config = preset("nano", vision=False, vocab_size=320)
     model = random_model(config)

@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from herdling.checkpoint import Card, open_model, save_model
-from herdling.checkpoint.source import resolve
+from herdling.checkpoint.source import on_hub, resolve
 from herdling.errors import CheckpointError
 from herdling.model.config import preset
 
@@ -48,6 +48,8 @@ def test_a_folder_wins_over_the_hub(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("asked"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "someone" / "model").mkdir(parents=True)
+    assert not on_hub("someone/model")
+    assert on_hub("someone/other")
     assert resolve("someone/model").resolve() == tmp_path / "someone" / "model"
 
 

@@ -1,18 +1,15 @@
-"""Batches: exact resume at any place, shares, fill, pictures, and held-out loss per byte."""
+"""Batches: exact resume at any place, shares, fill, and pictures."""
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from herdling.data import loader as loader_module
-from herdling.data.loader import Batch, Loader, evaluation_batches
+from herdling.data.loader import Batch, Loader
 from herdling.data.mixture import Mixture
-from herdling.data.packing import IGNORE
 from herdling.data.sources import Example, InMemory, TextSource
 from herdling.data.spec import Opening, open_sources
 from herdling.errors import ConfigError, DataError
@@ -202,41 +199,3 @@ def test_an_error_in_the_thread_reaches_the_loop() -> None:
     loader.close()
     with pytest.raises(ConfigError, match="batch_size is 0; it must be at least 1"):
         Loader(Mixture([(Broken(), 1)]), length=8, batch_size=0, pad=0)
-
-
-def test_held_out_bytes_are_all_counted_once() -> None:
-    texts = [f"the dog \u00e9\u4e2d {i}\n" * (i % 40 + 1) for i in range(30)]
-    source = TextSource("t", InMemory(texts), TOK)
-    total, asked, rows = 0, 0, 0
-    for batch, size in evaluation_batches(source, TOK, count=99, length=64, batch_size=4):
-        total += size
-        labels = batch["labels"]
-        asked += int((labels != IGNORE).sum())
-        rows += len(labels)
-        assert (batch["documents"] <= 0).all()
-        assert labels.shape[1] <= 64
-        own = torch.arange(labels.shape[1]).expand_as(labels)
-        assert torch.equal(
-            batch["positions"][batch["documents"] == 0], own[batch["documents"] == 0]
-        )
-    assert total == sum(len(text.encode()) for text in texts)
-    assert asked == sum(len(TOK.encode(text)) + 1 for text in texts)  # and end_of_text
-    lengths = [len(TOK.encode(text)) + 2 for text in texts]
-    assert rows == sum(math.ceil(n / 64) for n in lengths)
-    few = list(evaluation_batches(source, TOK, count=3, length=64))
-    assert sum(size for _, size in few) < total
-
-
-def test_held_out_pictures_keep_their_rows() -> None:
-    ((source, _),) = open_sources("picture/scene", Opening(TOK, "test", processor=PROCESSOR))
-    for batch, size in evaluation_batches(source, TOK, count=10, length=256, batch_size=4):
-        patches = int((batch["input_ids"] == TOK.patch).sum())
-        assert patches == len(batch["pixel_values"]) * PROCESSOR.tokens_per_tile
-        asked = batch["labels"][batch["labels"] != IGNORE]
-        assert size == len(TOK.to_bytes(i for i in asked.tolist() if i != TOK.end_of_text))
-        order = np.array([len(row[row != TOK.pad]) for row in batch["input_ids"]])
-        assert (np.diff(order) <= 0).all()
-    with pytest.raises(
-        DataError, match="picture/scene: example 0 has images and more than 8 tokens"
-    ):
-        next(evaluation_batches(source, TOK, count=1, length=8))

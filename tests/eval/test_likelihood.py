@@ -68,10 +68,11 @@ def test_baselines_see_the_scored_bytes(lm):
     assert result.tokens == len(ids)
 
 
-def test_long_texts_are_scored_in_windows(make_lm):
-    lm = make_lm(max_position_embeddings=16)
+@pytest.mark.parametrize(("context", "length"), [(16, None), (64, 16)])
+def test_long_texts_are_scored_in_windows(make_lm, context, length):
+    lm = make_lm(max_position_embeddings=context)
     long = text_example(lm.tokenizer, "abcdefgh" * 6)
-    got = likelihood(lm, [long])["prose"]
+    got = likelihood(lm, [long], length=length)["prose"]
     nats = 0.0
     for at in range(0, len(long.tokens), 16):
         labels = long.tokens[at + 1 : at + 17]
@@ -87,4 +88,8 @@ def test_what_cannot_be_scored_is_said(lm, make_lm):
         likelihood(lm, [text_example(lm.tokenizer, "")])
     with pytest.raises(InputError, match=r"an example with images has \d+ tokens; .* is 16"):
         likelihood(make_lm(max_position_embeddings=16), [answer_example(lm, "red")])
+    with pytest.raises(InputError, match="length is 17; it must be 1 to 16"):
+        likelihood(make_lm(max_position_embeddings=16), [], length=17)
+    with pytest.raises(InputError, match="length is 0"):
+        likelihood(lm, [], length=0)
     assert likelihood(lm, []) == {}

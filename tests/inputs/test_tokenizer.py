@@ -235,3 +235,20 @@ def test_import_needs_no_torch():
     script = "import sys, herdling.inputs.chat; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True)
     assert importlib.util.find_spec("torch")
+
+
+def test_single_digits_never_merge():
+    texts = ["the year 2024, pi 3.14159, x = 1000 and 1000000; utf8 " * 20] * 20
+    joined = Tokenizer.train(texts, 400, "compact")
+    apart = Tokenizer.train(texts, 400, "compact", single_digits=True)
+    assert len(joined.encode("1000")) < 4
+    assert [apart.decode([i]) for i in apart.encode("1000 2024")] == [*"1000", " ", *"2024"]
+
+
+def test_single_digits_of_other_scripts_become_tokens():
+    digits = "\u0967\u0968\u0969"  # Devanagari 1, 2, 3: three bytes each
+    texts = [f"{digits} " * 20] * 20
+    joined = Tokenizer.train(texts, 300, "compact")
+    apart = Tokenizer.train(texts, 300, "compact", single_digits=True)
+    assert len(joined.encode(digits)) == 1
+    assert [apart.decode([i]) for i in apart.encode(digits)] == [*digits]

@@ -1,0 +1,66 @@
+"""Folders that appear at once, and what a killed process leaves.
+
+python -m pytest tests/test_files.py
+"""
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from herdling.files import atomic_folder
+
+KILLED = """
+import os, signal, sys
+from herdling.files import atomic_folder
+with atomic_folder(sys.argv[1]) as folder:
+    (folder / "half").write_text("x")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def write(path: Path, text: str) -> None:
+    with atomic_folder(path) as folder:
+        (folder / "text").write_text(text)
+
+
+def test_what_a_killed_process_left_goes_with_the_next_write(tmp_path):
+    path = tmp_path / "model"
+    assert subprocess.run([sys.executable, "-c", KILLED, str(path)]).returncode == -9
+    (left,) = names(tmp_path)
+    assert left.startswith(f".model.{platform.node()}-")
+    write(tmp_path / "other", "x")
+    assert left in names(tmp_path)  # not its own
+    write(path, "new")
+    assert names(tmp_path) == ["model", "other"]
+
+
+def test_what_living_processes_and_other_machines_write_stays(tmp_path):
+    kept = [f".model.{platform.node()}-{os.getppid()}.abc", ".model.elsewhere-1.abc", ".model.x"]
+    for name in kept:
+        (tmp_path / name).mkdir()
+    write(tmp_path / "model", "new")
+    assert names(tmp_path) == sorted([*kept, "model"])
+
+
+def test_a_write_after_a_crash_between_two_renames_keeps_the_old_folder_till_it_ends(tmp_path):
+    (tmp_path / ".model.old").mkdir()
+    (tmp_path / ".model.old" / "text").write_text("old")
+
+    def fail() -> None:
+        with atomic_folder(tmp_path / "model"):
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        fail()
+    assert (tmp_path / "model" / "text").read_text() == "old"
+    write(tmp_path / "model", "new")
+    assert names(tmp_path) == ["model"]
+    assert (tmp_path / "model" / "text").read_text() == "new"
