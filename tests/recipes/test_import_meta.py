@@ -26,6 +26,7 @@ def toy(tok: Tokenizer | None, kind: str = "scout", vision: bool = True) -> Mode
     changes = dict(interleave_moe_layer_step=2, use_qk_norm=False) if kind == "maverick" else {}
     config = preset("nano", vision=vision, vocab_size=len(tok) if tok else 320, head_dim=16,
                     hidden_size=64, num_attention_heads=4, num_key_value_heads=2,
+                    initializer_range=0.02,  # params.json does not record it
                     **changes)  # fmt: skip
     if tok is None:
         return config
