@@ -101,7 +101,7 @@ class Number:
         return f"number {self.text} {self.page.ink} {self.page.scale}"
 
 
-def make_number(rng: random.Random, digits: tuple[int, int] = (1, 4)) -> Number:
+def make_number(rng: random.Random, digits: tuple[int, int] = (1, 3)) -> Number:
     """A number of `digits[0]` to `digits[1]` digits, every length equally likely."""
     if not 1 <= digits[0] <= digits[1]:
         raise ConfigError(f"digits is {digits}; use (fewest, most), at least 1")

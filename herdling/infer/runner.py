@@ -100,11 +100,7 @@ def encode(model: MultimodalLM, tiles: Tensor) -> Tensor:
     vision, device = model.config.vision, next(model.parameters()).device
     assert vision is not None
     at_once = max(1, ENCODER_TOKENS // (vision.grid**2 + 1))
-    parts = [
-        model.multi_modal_projector(model.vision_model(part.to(device)))
-        for part in tiles.split(at_once)
-    ]
-    return torch.cat(parts).flatten(0, 1)
+    return torch.cat([model.encode(part.to(device)) for part in tiles.split(at_once)]).flatten(0, 1)
 
 
 def _last_logits(hidden: Tensor, head: nn.Linear) -> Tensor:

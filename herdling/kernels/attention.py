@@ -53,9 +53,9 @@ def _attend_bmm(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bo
     if mask is None:
         weights = torch.bmm(rows, keys.transpose(1, 2)) * d**-0.5
     else:
-        shut = torch.zeros(mask.shape, dtype=q.dtype).masked_fill_(~mask, float("-inf"))
-        shut = shut[:, None, None].expand(B, KV, groups, Tq, Tk).reshape(B * KV, groups * Tq, Tk)
-        weights = torch.baddbmm(shut, rows, keys.transpose(1, 2), alpha=d**-0.5)
+        bias = torch.zeros(mask.shape, dtype=q.dtype).masked_fill_(~mask, float("-inf"))
+        bias = bias[:, None, None].expand(B, KV, groups, Tq, Tk).reshape(B * KV, groups * Tq, Tk)
+        weights = torch.baddbmm(bias, rows, keys.transpose(1, 2), alpha=d**-0.5)
     out = torch.bmm(weights.softmax(-1), values)
     return out.view(B, KV, groups, Tq, d).permute(0, 3, 1, 2, 4).reshape(B, Tq, H, d)
 

@@ -22,10 +22,11 @@ def _blocks(rows: int, vocabulary: int) -> list[tuple[int, int]]:
 def weighted_nll(hidden: Tensor, lm_head: nn.Linear, labels: Tensor, weights: Tensor) -> Tensor:
     """sum_i weights_i * -log p(labels_i): hidden (..., D), labels and weights (...) -> scalar fp32.
 
-    Rows with weight 0 are skipped, so any label (also -100) may stand there.
+    Rows with weight 0 are skipped, so any label (also -100) may stand there. Weights are constants:
+    no gradient reaches them.
     """
     hidden, head = autocast(hidden.reshape(-1, hidden.shape[-1]), lm_head.weight)
-    weights = weights.reshape(-1).float()
+    weights = weights.detach().reshape(-1).float()
     keep = weights.nonzero().squeeze(1)
     return _WeightedNLL.apply(
         hidden.index_select(0, keep), head, labels.reshape(-1)[keep], weights[keep]

@@ -21,7 +21,7 @@ def routed_experts(
 
     x (N, D); chosen (N, k) int64; scores (N, k); gate_up (E, D, 2F); down (E, F, D) -> (N, D).
     """
-    x, gate_up, down = autocast(x, gate_up, down)
+    (x,) = autocast(x)
     N, k = chosen.shape
     expert_of_row = chosen.reshape(-1)
     order = expert_of_row.argsort(stable=True)
@@ -31,8 +31,8 @@ def routed_experts(
     token = order if k == 1 else order // k
     rows = x.index_select(0, token) * scores.reshape(-1, 1).to(x.dtype).index_select(0, order)
     out = grouped_swiglu(rows, counts, gate_up, down)
-    back = torch.empty_like(order).scatter_(0, order, torch.arange(N * k, device=order.device))
-    out = out.index_select(0, back)  # token-major again
+    inverse = torch.empty_like(order).scatter_(0, order, torch.arange(N * k, device=order.device))
+    out = out.index_select(0, inverse)  # token-major again
     return out if k == 1 else out.view(N, k, -1).sum(1)
 
 
@@ -45,8 +45,12 @@ def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def grouped_swiglu(rows: Tensor, counts: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-    """SwiGLU of rows sorted by expert: rows (M, D), counts (E,) rows per expert -> (M, D)."""
+    """SwiGLU of rows sorted by expert: rows (M, D), counts (E,) rows per expert -> (M, D).
+
+    Weights of another type (float32 under autocast) are cast expert by expert, chosen ones only.
+    """
     if rows.is_cuda and rows.dtype == torch.bfloat16:
+        gate_up, down = gate_up.to(rows.dtype), down.to(rows.dtype)
         ends = counts.cumsum(0).to(torch.int32)
         gate, up = F.grouped_mm(rows, gate_up, offs=ends).chunk(2, -1)
         return F.grouped_mm(F.silu(gate) * up, down, offs=ends)
@@ -69,12 +73,12 @@ class _GroupedSwiGLU(torch.autograd.Function):
         spans = _spans(counts)
         hidden = rows.new_empty(rows.shape[0], gate_up.shape[2])  # (M, 2F)
         for e, a, b in spans:
-            torch.mm(rows[a:b], gate_up[e], out=hidden[a:b])
+            torch.mm(rows[a:b], gate_up[e].to(rows.dtype), out=hidden[a:b])
         gate, up = hidden.chunk(2, -1)
         act = F.silu(gate).mul_(up)  # (M, F)
         out = torch.empty_like(rows)
         for e, a, b in spans:
-            torch.mm(act[a:b], down[e], out=out[a:b])
+            torch.mm(act[a:b], down[e].to(rows.dtype), out=out[a:b])
         ctx.save_for_backward(rows, hidden, gate_up, down)
         ctx.spans = spans
         return out
@@ -91,9 +95,9 @@ class _GroupedSwiGLU(torch.autograd.Function):
         d_act = torch.empty_like(silu)
         act = silu * up
         for e, a, b in ctx.spans:
-            torch.mm(grad[a:b], down[e].t(), out=d_act[a:b])
+            torch.mm(grad[a:b], down[e].to(rows.dtype).t(), out=d_act[a:b])
             if d_down is not None:
-                torch.mm(act[a:b].t(), grad[a:b], out=d_down[e])
+                _product_into(d_down[e], act[a:b].t(), grad[a:b])
         d_hidden = torch.empty_like(hidden)
         d_gate, d_up = d_hidden.chunk(2, -1)
         torch.mul(d_act, silu, out=d_up)
@@ -103,10 +107,17 @@ class _GroupedSwiGLU(torch.autograd.Function):
         d_gate_up = _gradient_like(gate_up, ctx.spans) if want_up else None
         for e, a, b in ctx.spans:
             if d_rows is not None:
-                torch.mm(d_hidden[a:b], gate_up[e].t(), out=d_rows[a:b])
+                torch.mm(d_hidden[a:b], gate_up[e].to(rows.dtype).t(), out=d_rows[a:b])
             if d_gate_up is not None:
-                torch.mm(rows[a:b].t(), d_hidden[a:b], out=d_gate_up[e])
+                _product_into(d_gate_up[e], rows[a:b].t(), d_hidden[a:b])
         return d_rows, None, d_gate_up, d_down
+
+
+def _product_into(out: Tensor, a: Tensor, b: Tensor) -> None:
+    if out.dtype == a.dtype:
+        torch.mm(a, b, out=out)
+    else:
+        out.copy_(a @ b)
 
 
 def _gradient_like(weight: Tensor, spans: list[tuple[int, int, int]]) -> Tensor:

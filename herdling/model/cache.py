@@ -9,6 +9,7 @@ Keys are stored rotated and normed, never temperature-scaled.
 import torch
 from torch import Tensor
 
+from herdling.errors import InputError
 from herdling.model.config import TextConfig
 
 
@@ -38,11 +39,17 @@ class Cache:
         return sum(layer.nbytes for layer in self.layers)
 
     def record(self, positions: Tensor, documents: Tensor) -> tuple[Tensor, Tensor]:
-        """Remember positions and documents (B, T) of new columns; returns those of all columns."""
+        """Remember positions and documents (B, T) of new columns; returns those of all columns.
+
+        Raises InputError for padding behind a row's tokens: it would outlive the chunk it stands in.
+        """
         B = positions.shape[0]
         if self.positions is None or self.documents is None:
             self.positions = torch.arange(self.length, device=positions.device).expand(B, -1)
             self.documents = torch.zeros_like(self.positions)
+        real = torch.cat([self.documents[:, -1:], documents], 1) >= 0
+        if bool((real[:, :-1] & ~real[:, 1:]).any()):
+            raise InputError("padding behind a row's tokens; with a cache, pad at the left")
         self.positions = torch.cat([self.positions, positions], 1)
         self.documents = torch.cat([self.documents, documents], 1)
         return self.positions, self.documents
@@ -52,13 +59,14 @@ class Cache:
         self.length += columns
         if self.chunk is None:
             return
-        if self.positions is None:
+        if self.positions is None or self.documents is None:
             start = self.length // self.chunk * self.chunk
         else:
-            # A row's next position opens a new chunk, or continues the one that began `back` ago.
-            # A document of padding has no next position of its own that anybody asks for.
-            following = self.positions[:, -1] + 1
-            start = self.length - int((following % self.chunk).max())
+            # A row's next position opens a new chunk, or continues the one that began so many
+            # columns ago. Rows of nothing but padding so far hold no key for anybody.
+            padding = self.documents[:, -1] < 0
+            live = ((self.positions[:, -1] + 1) % self.chunk).masked_fill(padding, 0)
+            start = self.length - int(live.max())
         drop = max(start, self.local_start) - self.local_start
         for layer in self.layers:
             if layer.chunk is not None and drop:

@@ -24,7 +24,7 @@ def initialize(model: LanguageModel, seed: int = 0, std: float | None = None) ->
     text = model.config.text
     sigma = text.initializer_range if std is None else std
     for name, parameter in model.named_parameters():
-        generator = torch.Generator().manual_seed(seed * 2**32 + zlib.crc32(name.encode()))
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
         if parameter.dim() == 1 and not name.endswith("class_embedding"):
             parameter.fill_(0.0 if name.endswith("bias") else 1.0)
             continue

@@ -29,9 +29,10 @@ def accelerate_transformers(model: nn.Module) -> nn.Module:
 def _sparse_forward(layer: Any, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
     """What `Llama4TextMoe.forward` returns: ((N, D) output, (N, E) router logits)."""
     x = hidden_states.reshape(-1, layer.hidden_dim)
-    logits = nn.functional.linear(x, layer.router.weight)
-    top, chosen = logits.topk(layer.top_k, dim=-1)
-    gates = top.float().sigmoid().to(x.dtype)
+    # Through the module, whose hooks record the router logits: scores (N, E), 0 where not chosen.
+    scores, logits = layer.router(x)
+    chosen = logits.topk(layer.top_k, dim=-1).indices
+    gates = scores.gather(1, chosen)
     experts = layer.experts
     routed = routed_experts(x, chosen, gates, experts.gate_up_proj, experts.down_proj)
     return layer.shared_expert(x) + routed, logits

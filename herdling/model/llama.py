@@ -100,6 +100,11 @@ class Layout:
             positions is None and documents is None and (not cache or cache.positions is None)
         )
         at = torch.arange(start, start + T, device=device)[None] if positions is None else positions
+        if (positions is None) != (documents is None):
+            raise InputError(
+                f"{'documents' if positions is None else 'positions'} given alone; positions and "
+                "documents describe packing and padding only together"
+            )
         if not self.plain:
             at = at.expand(B, T)
             documents = torch.zeros_like(at) if documents is None else documents.expand(B, T)
@@ -270,7 +275,8 @@ class TextLM(nn.Module):
         """input_ids (B, T) -> logits (B, T, V) in float32, or what `readout` makes of hidden states.
 
         positions (B, T) count from 0 within a document (default: on from the cache); documents
-        (B, T) are ids, tokens of different ids never see each other (give padding an id of its own).
+        (B, T) are ids: tokens of different ids never see each other, negative ids are padding. Both
+        are given, or neither. With a cache padding stands at the left (InputError otherwise).
         """
         if pixel_values is not None:
             raise InputError("pixel_values given to a text-only model; open a folder with vision")
@@ -318,9 +324,13 @@ class MultimodalLM(nn.Module):
             x = self.fuse(x, input_ids, pixel_values)
         return self.language_model.decode(x, positions, documents, cache, readout)
 
+    def encode(self, pixel_values: Tensor) -> Tensor:
+        """Image features in the decoder's width: (tiles, 3, S, S) -> (tiles, tokens a tile, D)."""
+        return self.multi_modal_projector(self.vision_model(pixel_values))
+
     def fuse(self, x: Tensor, input_ids: Tensor, pixel_values: Tensor) -> Tensor:
         """Put projected image features in place of the embeddings of patch tokens."""
-        features = self.multi_modal_projector(self.vision_model(pixel_values))
+        features = self.encode(pixel_values)
         slots = input_ids == self.config.image_token_index
         if int(slots.sum()) != features.shape[0] * features.shape[1]:
             raise InputError(

@@ -130,11 +130,17 @@ def start(stage: Stage) -> Start:
 
 
 def identity(stage: Stage) -> dict[str, Any]:
-    """The settings that a resumed run must share with its beginning: all but where and when."""
+    """The settings that a resumed run must share with its beginning: all but where and when.
+
+    Folders may have moved: the weights come from the checkpoint, and a loader that reads other tokens
+    than before says so itself.
+    """
+    anywhere = {"out", "resume", "tokenizer", *(() if stage.model in PRESETS else ("model",))}
     return {
         name: value
         for name, value in settings.flat(stage).items()
-        if name not in ("out", "resume") and not name.startswith("checkpoint.")
+        if name not in ("out", "resume", "model", "tokenizer")
+        and not name.startswith("checkpoint.")
     }
 
 

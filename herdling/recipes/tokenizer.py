@@ -36,6 +36,8 @@ class Config:
     """Ids in all: 256 bytes, merges and control tokens."""
     specials: Literal["full", "compact"] | None = None
     """Control tokens, all 2048 or the 21 that mean something; default: full from 4096 ids up."""
+    single_digits: bool = False
+    """Never join two digits into one token, as small models that reckon prefer."""
     limit: int = 16_000_000
     """Bytes of text to read at most; data that ends before is read once."""
 
@@ -52,7 +54,7 @@ def main(config: Config) -> None:
     texts = list(read_texts(config.data, config.limit))
     if not texts:
         raise DataError(f"data {config.data!r} holds no text to learn from")
-    tok = Tokenizer.train(texts, config.vocab_size, config.specials)
+    tok = Tokenizer.train(texts, config.vocab_size, config.specials, config.single_digits)
     tok.save(config.out)
     with atomic_file(config.out / "chat_template.jinja") as temporary:
         temporary.write_text(chat.template(), "utf-8")

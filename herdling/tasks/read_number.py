@@ -1,7 +1,7 @@
-"""Read a number of one to four digits from a picture; answer: its digits.
+"""Read a number of one to three digits from a picture; answer: its digits.
 
 Chance: the likeliest guess is one of the shortest numbers, so (share of that length) / (how many
-numbers have it): with one to four digits 1/4 * 1/10 = 0.025.
+numbers have it): with one to three digits 1/3 * 1/10 = 0.033.
 """
 
 import random
@@ -14,7 +14,7 @@ from herdling.tasks.base import Item, ask, exact
 class ReadNumber:
     name = "read_number"
 
-    def __init__(self, seed: int = 0, side: int = 32, digits: tuple[int, int] = (1, 4)) -> None:
+    def __init__(self, seed: int = 0, side: int = 32, digits: tuple[int, int] = (1, 3)) -> None:
         self.seed, self.side, self.digits = seed, side, digits
         fewest, most = digits
         self.chance = 1 / (most - fewest + 1) / (10 if fewest == 1 else 9 * 10 ** (fewest - 1))

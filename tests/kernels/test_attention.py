@@ -54,3 +54,18 @@ def test_masked_with_gradients(dtype):
         results.append([out, *grads])
     for got, want in zip(*results, strict=True):
         assert (got - want).abs().max() <= 2 * TOLERANCE[dtype] * want.abs().max()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("small", [True, False], ids=["fits", "does not fit"])
+def test_chunked_and_causal_gradients(monkeypatch, dtype, small):
+    """Both ways of attention in bf16, whatever the size decides."""
+    monkeypatch.setattr("herdling.kernels.attention._fits", lambda q, k: small)
+    q, k, v = (t.requires_grad_() for t in qkv(2, 21, 21, 4, 2, dtype))
+    weight = torch.randn(2, 21, 4, 16, generator=torch.Generator().manual_seed(0))
+    for got, chunk in ((attend_chunked(q, k, v, 8), 8), (attend_causal(q, k, v), None)):
+        want = attention(q, k, v, mask_of(2, 21, 21, chunk))
+        grads = [torch.autograd.grad((o.float() * weight).sum(), (q, k, v)) for o in (got, want)]
+        assert (got - want).abs().max() <= TOLERANCE[dtype] * want.abs().max()
+        for a, b in zip(*grads, strict=True):
+            assert (a - b).abs().max() <= 2 * TOLERANCE[dtype] * b.abs().max()

@@ -1,6 +1,7 @@
 """Cached decoding equals the full forward for any split, and local layers stay within one chunk."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from herdling.errors import InputError
 from herdling.model.cache import Cache
+from herdling.model.llama import build
 
 CHUNK, LENGTH = 8, 29
 
@@ -100,3 +103,30 @@ def test_memory_of_local_layers_is_constant(make_pair):
     assert max(local for _, local, _ in sizes) <= one_chunk
     assert sizes[-1][2] >= 2 * 600 * 2 * 16 * 4, "the global layer keeps everything"
     assert all(total == 3 * local + wide for total, local, wide in sizes)
+
+
+@torch.no_grad()
+def test_padding_behind_tokens_is_an_error(ours, ids):
+    """Kept keys would have to reach across it, past the bound of one chunk."""
+    positions = torch.arange(6).expand(2, 6)
+    documents = torch.tensor([[0] * 6, [0, 0, 0, 0, -1, -1]])
+    with pytest.raises(InputError, match="pad at the left"):
+        ours(ids[:, :6], positions=positions, documents=documents, cache=Cache(ours.config.text))
+
+
+@torch.no_grad()
+def test_without_chunks_local_layers_keep_everything(make_pair, ids):
+    """attention_chunk_size null (Llama Guard 4): RoPE layers see the whole document."""
+    _, wide = make_pair(vision=False, attention_chunk_size=4096)
+    free = replace(wide.config, text=replace(wide.config.text, attention_chunk_size=None))
+    model = build(free)
+    model.load_state_dict(wide.state_dict())
+    want = wide(ids)
+    torch.testing.assert_close(model(ids), want, atol=2e-5, rtol=0)
+    places = dict(positions=torch.arange(LENGTH).expand(2, -1), documents=torch.zeros(2, LENGTH))
+    torch.testing.assert_close(model(ids, **places), want, atol=2e-5, rtol=0)
+    cache = Cache(free.text)
+    parts = [model(ids[:, :11], cache=cache), model(ids[:, 11:12], cache=cache)]
+    parts.append(model(ids[:, 12:], cache=cache))
+    torch.testing.assert_close(torch.cat(parts, 1), want, atol=2e-5, rtol=0)
+    assert cache.layers[0].held == LENGTH

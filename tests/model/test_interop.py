@@ -23,6 +23,9 @@ def test_outputs_and_gradients_stay(make_pair, image_batch, top_k):
         runs.append((out, {n: p.grad for n, p in model.named_parameters()}))
     (slow_out, slow), (fast_out, quick) = runs
     torch.testing.assert_close(fast_out.logits, slow_out.logits, atol=2e-5, rtol=0)
+    assert len(fast_out.router_logits) == len(slow_out.router_logits) == 4
+    for got, want in zip(fast_out.router_logits, slow_out.router_logits, strict=True):
+        torch.testing.assert_close(got, want, atol=2e-5, rtol=0)
     for name, want in slow.items():
         if want is not None:
             assert (quick[name] - want).abs().max() <= 1e-4 * want.abs().max().clamp(min=1e-12), (

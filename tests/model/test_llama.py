@@ -151,6 +151,62 @@ def test_packing_equals_transformers_where_it_is_right(make_pair):
     torch.testing.assert_close(got, want, atol=2e-5, rtol=0)
 
 
+@pytest.mark.parametrize("variant", ["scout", "maverick-top2"])
+def test_gradients_of_packed_and_padded_rows(make_pair, variant):
+    """The path all training takes: gradients of one packed row are the sum over documents alone."""
+    reference, ours = make_pair(vision=False, **VARIANTS[variant])
+    lengths = [5, 2 * CHUNK + 3, CHUNK + 1]
+    documents = [ids_of(1, n, seed) for seed, n in enumerate(lengths)]
+    positions, at = pack([*lengths, 4])
+    at[0, -4:] = -1  # padding, which asks for nothing
+    packed = torch.cat([*documents, torch.zeros(1, 4, dtype=torch.long)], 1)
+
+    def loss(logits, ids):
+        return F.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="sum")
+
+    reference.zero_grad()
+    for ids in documents:
+        loss(reference(ids).logits, ids).backward()
+    ours.zero_grad()
+    labels = torch.cat([F.pad(d[:, 1:], (0, 1), value=-100) for d in documents], 1)
+    labels = F.pad(labels, (0, 4), value=-100)
+    weights = (labels != -100).float()
+    ours(
+        packed,
+        positions=positions,
+        documents=at,
+        readout=lambda h, head: weighted_nll(h, head, labels, weights),
+    ).backward()
+    for (name, want), (_, got) in zip(
+        sorted(reference.named_parameters()), sorted(ours.named_parameters()), strict=True
+    ):
+        if want.grad is not None and want.grad.any():
+            assert (got.grad - want.grad).abs().max() <= 1e-4 * want.grad.abs().max(), name
+
+
+@torch.no_grad()
+def test_packed_documents_with_pictures_equal_documents_alone(make_pair, image_batch):
+    """Tiles go to their own document, in row order."""
+    _, ours = make_pair(vision=True)
+    first, pixels = image_batch([[2], [1]], 20)
+    alone = [ours(first[:1], pixels[:2]), ours(first[1:], pixels[2:])]
+    positions, documents = pack([20, 20])
+    row = torch.cat([first[:1], first[1:]], 1)
+    got = ours(row, pixels, positions=positions, documents=documents)
+    torch.testing.assert_close(got, torch.cat(alone, 1), atol=2e-5, rtol=0)
+    swapped = ours(row, pixels[[2, 1, 0]], positions=positions, documents=documents)
+    assert (swapped - got).abs().max() > 1e-3
+
+
+def test_positions_and_documents_come_together(make_pair):
+    _, ours = make_pair(vision=False)
+    ids, at = ids_of(1, 6), torch.arange(6)[None]
+    with pytest.raises(InputError, match="positions given alone"):
+        ours(ids, positions=at)
+    with pytest.raises(InputError, match="documents given alone"):
+        ours(ids, documents=torch.zeros_like(at))
+
+
 def left_pad(rows: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """ids, positions, documents (B, T): padding is a document of its own."""
     width = max(r.shape[0] for r in rows)
@@ -214,40 +270,48 @@ def test_rope_table_is_bit_equal(scaling, make_pair):
         assert (got / plain < 0.5).nonzero()[0].item() == 35
 
 
-def test_half_precision_stays_near_float32(make_pair):
+def test_half_precision_stays_near_float32(make_pair, image_batch):
     """bf16 and fp16 are sanity checks: both reference codes differ from fp32 by 1-2 % of the norm."""
     _, ours = make_pair(vision=True)
-    ids = ids_of(2, 25)
+    ids, pixels = image_batch([[2], [1]], 25)
     with torch.no_grad():
-        want = ours(ids)
+        want = ours(ids, pixels)
         for dtype in (torch.bfloat16, torch.float16):
             ours.to(dtype)
-            got = ours(ids)
+            got = ours(ids, pixels)
             assert got.dtype == torch.float32
-            assert (got - want).norm() / want.norm() < 0.06
+            # The median token: a router logit that rounds to a tie sends its token elsewhere.
+            assert ((got - want).norm(dim=-1) / want.norm(dim=-1)).median() < 0.04
             ours.float()
 
 
-def test_autocast_trains(make_pair):
-    _, ours = make_pair(vision=False)
-    ids = ids_of(2, 20)
+def test_autocast_trains(make_pair, image_batch):
+    """bf16 products over float32 weights: gradients come in float32, for experts and pictures too."""
+    _, ours = make_pair(vision=True)
+    ids, pixels = image_batch([[2], [1]], 25)
     labels = F.pad(ids[:, 1:], (0, 1), value=-100)
-    weights = (labels != -100).float() / 38
+    weights = (labels != -100).float() / 48
+    watched = {
+        n: p
+        for n, p in ours.named_parameters()
+        if n.endswith(("layers.0.feed_forward.experts.gate_up_proj", "lm_head.weight", "patch_embedding.linear.weight"))
+    }  # fmt: skip
+    assert len(watched) == 3
 
     def loss() -> torch.Tensor:
         ours.zero_grad()
-        return ours(ids, readout=lambda h, head: weighted_nll(h, head, labels, weights))
+        return ours(ids, pixels, readout=lambda h, head: weighted_nll(h, head, labels, weights))
 
     full = loss()
     full.backward()
-    want = ours.model.layers[0].feed_forward.experts.down_proj.grad.clone()
+    want = {n: p.grad.clone() for n, p in watched.items()}
     with torch.autocast("cpu", torch.bfloat16):
         low = loss()
     low.backward()
-    got = ours.model.layers[0].feed_forward.experts.down_proj.grad
-    assert got.dtype == torch.float32
     assert abs(low.item() - full.item()) < 0.05 * full.item()
-    assert F.cosine_similarity(got.flatten(), want.flatten(), 0) > 0.98
+    for name, parameter in watched.items():
+        assert parameter.grad.dtype == torch.float32
+        assert F.cosine_similarity(parameter.grad.flatten(), want[name].flatten(), 0) > 0.95, name
 
 
 def test_only_local_layers_are_normed(make_pair):

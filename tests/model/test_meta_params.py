@@ -98,7 +98,10 @@ def round_trip(config: ModelConfig) -> ModelConfig:
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_survive(name, vision):
     config = preset(name, vision=vision)
-    assert round_trip(config) == config
+    again = round_trip(config)
+    # params.json does not say how weights were once drawn.
+    std = config.text.initializer_range
+    assert replace(again, text=replace(again.text, initializer_range=std)) == config
 
 
 def test_a_dense_model_and_a_model_without_nope_survive():
