@@ -139,8 +139,7 @@ def identity(stage: Stage) -> dict[str, Any]:
     return {
         name: value
         for name, value in settings.flat(stage).items()
-        if name not in ("out", "resume", "model", "tokenizer")
-        and not name.startswith("checkpoint.")
+        if name not in anywhere and not name.startswith("checkpoint.")
     }
 
 
