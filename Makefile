@@ -8,11 +8,13 @@ EXTRAS := dev
 .PHONY: demo test slow check bench format clean
 .DEFAULT_GOAL := test
 
-# torch goes first and alone: pip would otherwise resolve a build with gigabytes of CUDA libraries.
+# torch goes first and alone. On Linux pip's usual index gives a build with gigabytes of CUDA
+# libraries; name PyTorch's own CPU index in TORCH_INDEX to do without them.
+TORCH_INDEX ?=
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Herdling needs Python 3.11 or newer")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
 	touch $@
 
