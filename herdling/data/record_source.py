@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from herdling.data.records import Records, is_path
+from herdling.data.records import Records, located
 from herdling.data.sources import Example, document, shuffled
 from herdling.data.split import check_place
 from herdling.errors import DataError, Error
@@ -48,7 +48,7 @@ class RecordSource:
         processor: images.ImageProcessor | None = None,
     ) -> None:
         if len(records.sizes) == 0:
-            raise DataError(f"{name}: no record; remedy: name other files, or split 'all'")
+            raise DataError(f"{name}: no record; remedy: name other files, or set split to all")
         self.name = name
         self.size: int | None = len(records.sizes)
         self._records, self._tok, self._processor = records, tok, processor
@@ -77,7 +77,7 @@ class RecordSource:
         return Example(rendered.ids, rendered.loss_mask, joined(rendered.tiles), self.name)
 
     def _document(self, record: Mapping[str, Any], folder: Path) -> Example:
-        pictures = [images.open_image(folder / path) for path in record.get("images") or []]
+        pictures = [images.open_image(located(path, folder)) for path in record.get("images") or []]
         ids = self._tok.encode(record["text"])
         return illustrated(pictures, ids, self._tok, self._processor, self.name)
 
@@ -106,14 +106,13 @@ def joined(tiles: Sequence[images.Tiles]) -> torch.Tensor | None:
 
 
 def _resolved(message: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The message with relative image paths resolved against `folder`."""
+    """The message, checked before, with relative image paths resolved against `folder`."""
     content = message.get("content")
     if not isinstance(content, list):
         return dict(message)
     parts = []
     for part in content:
-        image = part.get("image") if isinstance(part, dict) else None
-        if isinstance(image, str) and is_path(image):
-            part = {**part, "image": str(folder / image)}
+        if part["type"] != "text":
+            part = {**part, "image": located(chat.image_of(part), folder)}
         parts.append(part)
     return {**message, "content": parts}

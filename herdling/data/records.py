@@ -5,9 +5,9 @@ A record is a JSON object with either
     {"text": "...", "images": ["cat.png"]}        a document to pretrain on; images come first
     {"messages": [{"role": ..., "content": ...}], "tools": [...]}      a conversation
 
-Image paths are relative to the file that names them. Every record is checked when its file is
-opened, and an error names the file and the line. JSON lines stay on disk; Parquet rows are held in
-memory.
+Images of a conversation are parts of its messages. Image paths are relative to the file that names
+them; data URIs may stand in their place. Every record is checked when its file is opened, and an
+error names the file and the line. JSON lines stay on disk; Parquet rows are held in memory.
 """
 
 import json
@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from herdling.data.text_files import Stretches, decode, keeper, lines
-from herdling.errors import DataError, require
+from herdling.errors import DataError, InputError, require
+from herdling.inputs import chat
 
-PICTURES = (".avif", ".bmp", ".gif", ".jpg", ".jpeg", ".jp2", ".png", ".ppm", ".tif", ".tiff", ".webp")  # fmt: skip
+PICTURES = (".bmp", ".gif", ".jpg", ".jpeg", ".jp2", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _FIELDS = ("text", "images", "messages", "tools")
 _NOT_TEXT_ALONE = -1
 
@@ -103,8 +104,8 @@ def parquet_rows(paths: Sequence[Path]) -> Iterator[Found]:
             raise DataError(f"{path}: row {number}: not readable as Parquet: {reason}") from None
 
 
-def image_folder(folder: Path) -> Iterator[Found]:
-    """Records of a folder of captioned pictures.
+def image_folder(folder: Path, errors: str = "strict") -> Iterator[Found]:
+    """Records of a folder of captioned pictures; `errors` as in `decode`.
 
     Captions stand in `metadata.jsonl` as the `datasets` library has it (`file_name` and `text`), or
     beside each picture in a text file of the same name (`cat.png`, `cat.txt`).
@@ -113,7 +114,7 @@ def image_folder(folder: Path) -> Iterator[Found]:
     if listing.is_file():
         for number, _, line in lines(listing):
             if line.strip():
-                record = parse(line, "strict", listing, number)
+                record = parse(line, errors, listing, number)
                 if not isinstance(record, dict) or not isinstance(record.get("file_name"), str):
                     raise DataError(f"{listing}:{number}: has no file_name, the name of a picture")
                 pair = {"text": record.get("text"), "images": [record["file_name"]]}
@@ -124,7 +125,7 @@ def image_folder(folder: Path) -> Iterator[Found]:
             caption = path.with_suffix(".txt")
             if not caption.is_file():
                 raise DataError(f"{path}: has no caption; remedy: write {caption.name} beside it")
-            text = decode(caption.read_bytes(), "strict", caption, 1).strip()
+            text = decode(caption.read_bytes(), errors, caption, 1).strip()
             yield str(path), path.parent, {"text": text, "images": [path.name]}
 
 
@@ -146,41 +147,68 @@ def check(record: Any, where: str, folder: Path) -> None:
     if "text" in record:
         _check_document(record, where)
     else:
-        _check_conversation(record["messages"], where)
-    for path in image_paths(record):
-        if not (folder / path).is_file():
-            raise DataError(f"{where}: image {str(folder / path)[:300]} is not a file")
+        _check_conversation(record, where)
+    for image in images_of(record):
+        if not isinstance(image, str):
+            raise DataError(
+                f"{where}: image is {type(image).__name__}; it must be a path or a data URI"
+            )
+        if not is_data_uri(image) and not _is_file(folder / image):
+            raise DataError(f"{where}: image {str(folder / image)[:300]} is not a file")
 
 
 def _check_document(record: Mapping[str, Any], where: str) -> None:
     if not isinstance(record["text"], str):
         raise DataError(f"{where}: text is {type(record['text']).__name__}; it must be a string")
-    paths = record.get("images") or []
+    paths = record.get("images")
+    if paths is None:
+        return
     if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
         raise DataError(f"{where}: images must be a list of paths")
 
 
-def _check_conversation(messages: Any, where: str) -> None:
+def _check_conversation(record: Mapping[str, Any], where: str) -> None:
+    messages = record["messages"]
+    if record.get("images") not in (None, []):
+        raise DataError(
+            f"{where}: has images beside messages, where their place is unknown; remedy: put "
+            "{'type': 'image', 'image': 'cat.png'} parts into the content of a message"
+        )
     if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
         raise DataError(f"{where}: messages must be a list of objects with role and content")
-    if not any(message.get("role") == "assistant" for message in messages):
+    try:
+        chat.check(messages, record.get("tools"))
+    except InputError as problem:
+        raise DataError(f"{where}: {problem}") from None
+    if not any(message["role"] == "assistant" for message in messages):
         raise DataError(f"{where}: no message has role 'assistant', so there is nothing to learn")
 
 
-def image_paths(record: Mapping[str, Any]) -> list[str]:
-    """The image files that a record names; data URIs and URLs are not files."""
-    paths = list(record.get("images") or [])
+def images_of(record: Mapping[str, Any]) -> list[Any]:
+    """What a record of checked structure gives as its images, in order."""
+    found = list(record.get("images") or [])
     for message in record.get("messages", []):
         parts = message.get("content")
         for part in parts if isinstance(parts, list) else []:
-            image = part.get("image") if isinstance(part, dict) else None
-            if isinstance(image, str) and is_path(image):
-                paths.append(image)
-    return paths
+            if part["type"] != "text":
+                found.append(chat.image_of(part))
+    return found
 
 
-def is_path(image: str) -> bool:
-    return image[:5].lower() != "data:" and "://" not in image[:16]
+def located(image: str, folder: Path) -> str:
+    """What to open for an image of a record: the data URI itself, or the path from `folder`."""
+    return image if is_data_uri(image) else str(folder / image)
+
+
+def is_data_uri(image: str) -> bool:
+    return image[:5].lower() == "data:"
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name too long
+        return False
 
 
 def content(record: Mapping[str, Any]) -> str:

@@ -111,7 +111,7 @@ class TextSource:
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         if len(texts) == 0:
-            raise DataError(f"{name}: no text; remedy: name other files, or split 'all'")
+            raise DataError(f"{name}: no text; remedy: name other files, or set split to all")
         self.name = name
         self._texts, self._tok, self._cut = texts, tok, cut
         self._key = f"{name}/{seed}"

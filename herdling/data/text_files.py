@@ -14,7 +14,7 @@ from herdling.data.split import SPLITS, split_of
 from herdling.errors import ConfigError, DataError
 
 PART_BYTES = 64 * 1024
-"""A plain text file is cut at line ends into documents of at most this many bytes."""
+"""A plain text file is cut into documents of at most this many bytes, at line ends where it can."""
 
 
 def keeper(split: str) -> Callable[[str], bool]:
@@ -91,6 +91,19 @@ class Stretches:
         return Stretch(self._paths[file], start, length, line)
 
 
+def _pieces(line: bytes) -> Iterator[tuple[int, bytes]]:
+    """(offset, bytes) of a line in pieces of at most PART_BYTES that tear no character of it."""
+    at = 0
+    while len(line) - at > PART_BYTES:
+        end = at + PART_BYTES
+        # A character has at most three continuation bytes; more are broken, and told by `decode`.
+        while line[end] & 0xC0 == 0x80 and end > at + PART_BYTES - 3:
+            end -= 1
+        yield at, line[at:end]
+        at = end
+    yield at, line[at:]
+
+
 class TextFiles:
     """The `Texts` of plain text files: the parts of one split. White space alone is no document."""
 
@@ -100,12 +113,13 @@ class TextFiles:
         for path in paths:
             part, first, begin = bytearray(), 1, 0
             for number, start, line in lines(path):
-                if part and len(part) + len(line) > PART_BYTES:
-                    self._add(path, begin, bytes(part), first)
-                    part.clear()
-                if not part:
-                    first, begin = number, start
-                part += line
+                for at, piece in _pieces(line):
+                    if part and len(part) + len(piece) > PART_BYTES:
+                        self._add(path, begin, bytes(part), first)
+                        part.clear()
+                    if not part:
+                        first, begin = number, start + at
+                    part += piece
             self._add(path, begin, bytes(part), first)
 
     def _add(self, path: Path, start: int, raw: bytes, line: int) -> None:

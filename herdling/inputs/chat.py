@@ -105,6 +105,38 @@ def render(
     return Rendered(out.ids, out.mask, out.tiles)
 
 
+def check(
+    messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
+) -> None:
+    """Raise InputError, naming the message, for what `render` would refuse; needs no tokenizer.
+
+    Pictures are not opened: only an image part without an image and a URL are refused here.
+    """
+    if tools is not None and not (isinstance(tools, list | tuple) and _is_json(tools)):
+        raise InputError(f"tools must be a list of JSON objects, nested at most {_DEEPEST} deep")
+    describe_tools(tools)
+    for i, message in enumerate(messages):
+        _role(message, i)
+        for part in _parts(message, i):
+            image = "" if part["type"] == "text" else image_of(part)
+            if image is None:
+                raise InputError(
+                    f"messages[{i}] has an image part without an image; set its 'image'"
+                )
+            if isinstance(image, str) and image[:5].lower() != "data:" and "://" in image:
+                raise InputError(
+                    f"messages[{i}]: image {image[:60]!r} is a URL, which is never fetched; "
+                    "download it and name the file"
+                )
+        _calls(message, i)
+
+
+def image_of(part: Mapping[str, Any]) -> Any:
+    """What an image part holds, in either of OpenAI's spellings or ours; None for nothing."""
+    image = part.get("image", part.get("image_url"))
+    return image.get("url") if isinstance(image, Mapping) else image
+
+
 def parse(text_or_ids: str | Iterable[int], tok: Tokenizer | None = None) -> dict[str, Any]:
     """The assistant message in a reply, which may start with its header and end with its stop token.
 

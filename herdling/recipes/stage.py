@@ -56,6 +56,10 @@ class Stage:
     """Tokenizer folder; needed with a preset, else the model's own."""
     vision: bool = True
     """Whether a model made from a preset sees pictures."""
+    split: Literal["train", "all"] = "train"
+    """Which part of files and built-in text to train on; all leaves nothing to test on."""
+    encoding_errors: Literal["strict", "replace"] = "strict"
+    """What a byte of your files that is not UTF-8 does: stop the run, or become U+FFFD."""
     length: int = 512
     """Tokens in a row; documents are packed into rows and never see each other."""
     rows: int = 16
@@ -157,7 +161,9 @@ def run(
     rng.seed(stage.seed)
     accelerator = make_accelerator(stage.precision, stage.accumulation)
     begun = start(stage)
-    opening = Opening(begun.tok, "train", stage.seed, stage.length, begun.processor)
+    opening = Opening(
+        begun.tok, stage.split, stage.seed, stage.length, begun.processor, stage.encoding_errors
+    )
     sources = open_sources(stage.data, opening, makers)
     mixture = Mixture(sources, rank=distributed.rank(), world=distributed.world_size())
     loader = Loader(

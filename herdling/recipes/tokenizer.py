@@ -4,23 +4,24 @@ Run: herdling tokenizer --data builtin --out runs/tok --vocab-size 4096 [--speci
      herdling tokenizer --data 'books/*.txt,chats/*.jsonl:2' --out runs/tok
 
 Writes tokenizer.json, tokenizer_config.json and chat_template.jinja. Data is named as for every
-other verb, so weights and splits hold here too; only the training split is read.
+other verb, so weights and splits hold here too; of pictures with text the text is read.
 """
 
 import itertools
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from herdling.data.mixture import Mixture
-from herdling.data.spec import Opening, open_sources
+from herdling.data.spec import Opening, Weighted, open_sources
 from herdling.errors import ConfigError, DataError
 from herdling.files import atomic_file
 from herdling.inputs import chat, special_tokens
+from herdling.inputs.image_processor import ImageProcessor
 from herdling.inputs.tokenizer import Tokenizer
 
 
@@ -40,6 +41,10 @@ class Config:
     """Never join two digits into one token, as small models that reckon prefer."""
     limit: int = 16_000_000
     """Bytes of text to read at most; data that ends before is read once."""
+    split: Literal["train", "all"] = "train"
+    """Which part of files and built-in text to read."""
+    encoding_errors: Literal["strict", "replace"] = "strict"
+    """What a byte of your files that is not UTF-8 does: stop, or become U+FFFD."""
 
 
 def main(config: Config) -> None:
@@ -51,7 +56,7 @@ def main(config: Config) -> None:
             f"{config.out} holds a model, which a new tokenizer would break; use another --out"
         )
     start = time.perf_counter()
-    texts = list(read_texts(config.data, config.limit))
+    texts = list(read_texts(config.data, config.limit, config.split, config.encoding_errors))
     if not texts:
         raise DataError(f"data {config.data!r} holds no text to learn from")
     tok = Tokenizer.train(texts, config.vocab_size, config.specials, config.single_digits)
@@ -67,6 +72,11 @@ def main(config: Config) -> None:
     )
 
 
+def _builtin_texts(opening: Opening) -> Weighted:
+    # Rendered pictures never end, so with them nothing would be read just once.
+    return open_sources("builtin", replace(opening, processor=None))
+
+
 class _Bytes(Tokenizer):
     """No merges: every id is a byte, so that any source gives its text through it."""
 
@@ -74,14 +84,20 @@ class _Bytes(Tokenizer):
         return list(text.encode("utf-8", "surrogatepass").translate(bytes(self._byte_ids)))
 
 
-def read_texts(data: str, limit: int) -> Iterator[str]:
+def read_texts(
+    data: str, limit: int, split: str = "train", encoding_errors: str = "strict"
+) -> Iterator[str]:
     """Texts of the sources that `data` names, by their weights, up to `limit` bytes.
 
-    Stops earlier once each source has been read. Control tokens and pictures are left out.
+    Stops earlier once each source has been read. Control tokens and pictures are left out, and
+    `builtin` is its texts alone.
     """
     raw = _Bytes.train([], 256 + len(special_tokens.names("compact")))
     byte_of = np.frombuffer(raw.to_bytes(range(256)), dtype=np.uint8)  # (256,)
-    sources = open_sources(data, Opening(tok=raw))
+    # A source with pictures gives its text only along with their tiles, so those are made small.
+    small = ImageProcessor(size=32, patch_size=16, max_tiles=1)
+    opening = Opening(raw, split, processor=small, encoding_errors=encoding_errors)
+    sources = open_sources(data, opening, {"builtin": _builtin_texts})
     mixture = Mixture(sources)
     unread = {i: source.size for i, (source, _) in enumerate(sources)}
     left = limit

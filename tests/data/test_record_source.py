@@ -1,5 +1,6 @@
 """Records as examples: what carries loss, where images come from, and errors that name the line."""
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,25 @@ def test_a_document_puts_its_images_first(tmp_path: Path) -> None:
     assert example.tokens.count(TOK.patch) == tiles * PROCESSOR.tokens_per_tile
     asked = [t for t, loss in zip(example.tokens, example.loss_mask, strict=True) if loss]
     assert asked == [*TOK.encode("two"), TOK.end_of_text]
+
+
+@pytest.mark.parametrize("spelling", ["image", "image_url", "image_url.url", "data URI"])
+def test_images_come_in_every_spelling(tmp_path: Path, spelling: str) -> None:
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "red.png")
+    uri = "data:image/png;base64," + base64.b64encode((tmp_path / "red.png").read_bytes()).decode()
+    part = {
+        "image": {"type": "image", "image": "red.png"},
+        "image_url": {"type": "image_url", "image_url": "red.png"},
+        "image_url.url": {"type": "image_url", "image_url": {"url": "red.png"}},
+        "data URI": {"type": "image_url", "image_url": {"url": uri}},
+    }[spelling]
+    turns = [{"role": "user", "content": [part]}, {"role": "assistant", "content": "hello"}]
+    want = tile(Image.new("RGB", (16, 16), "red"), PROCESSOR).pixel_values
+    documents = {"text": "red", "images": [uri if spelling == "data URI" else "red.png"]}
+    for record in ({"messages": turns}, documents):
+        tiles = source(tmp_path, record).example(0).tiles
+        assert tiles is not None
+        assert torch.equal(tiles, want)
 
 
 def test_errors_name_the_line(tmp_path: Path) -> None:

@@ -9,9 +9,19 @@ import pyarrow.parquet as parquet
 import pytest
 from PIL import Image
 
-from herdling.data.records import InMemory, JsonLines, image_folder, only_text, parquet_rows
+from herdling.data.records import (
+    PICTURES,
+    InMemory,
+    JsonLines,
+    image_folder,
+    only_text,
+    parquet_rows,
+)
 from herdling.errors import DataError
+from herdling.inputs.image_files import FORMATS
 
+REPLY = {"role": "assistant", "content": "yo"}
+URI = "data:image/png;base64,AAAA" + "/" * 5000
 CHAT = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]}
 
 
@@ -60,6 +70,84 @@ def test_a_broken_line_is_named_by_file_and_line(tmp_path: Path, line: str, comp
         JsonLines([path])
     assert complaint in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("said", "complaint"),
+    [
+        ({"role": "human", "content": "a"}, "messages[0] has role 'human'; use one of system"),
+        ({"role": ["user"], "content": "a"}, "messages[0] has role ['user']"),
+        ({"role": "user"}, "messages[0] has no content"),
+        ({"role": "user", "content": 5}, "messages[0].content is int"),
+        ({"role": "user", "content": [{"type": "txt"}]}, "messages[0].content[0] must be"),
+        ({"role": "user", "content": ["a"]}, "messages[0].content[0] must be"),
+        ({**REPLY, "tool_calls": [{"name": "f", "arguments": "{"}]}, "arguments are not JSON"),
+        ({**REPLY, "tool_calls": [{"arguments": {}}]}, "has no usable function name"),
+        ({"image": "http://a.org/b.png"}, "image 'http://a.org/b.png' is a URL"),
+        ({"image_url": {"url": "https://a.org/b.png"}}, "image 'https://a.org/b.png' is a URL"),
+        ({"image_url": {"url": "no.png"}}, "no.png is not a file"),
+        ({"image_url": "no.png"}, "no.png is not a file"),
+        ({"image": "x" * 5000}, "is not a file"),
+        ({"image": "nul\0"}, "is not a file"),
+        ({"image": 5}, "image is int; it must be a path or a data URI"),
+        ({"image": {"path": "a.png"}}, "messages[0] has an image part without an image"),
+        ({}, "messages[0] has an image part without an image"),
+    ],
+)
+def test_a_message_that_cannot_be_rendered_is_refused_at_once(
+    tmp_path: Path, said: dict[str, Any], complaint: str
+) -> None:
+    if "role" not in said:
+        said = {"role": "user", "content": [{"type": "image_url", **said}]}
+    path = write(tmp_path / "data.jsonl", CHAT, {"messages": [said, REPLY]})
+    with pytest.raises(DataError, match=r"data.jsonl:2: ") as caught:
+        JsonLines([path])
+    assert complaint in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("extra", "complaint"),
+    [
+        ({"tools": [{"description": "nameless"}]}, "tools[0] has no usable name"),
+        ({"tools": 5}, "tools must be a list of JSON objects"),
+        ({"tools": {"name": "f"}}, "tools must be a list of JSON objects"),
+        ({"images": ["cat.png"]}, "{'type': 'image', 'image': 'cat.png'} parts into the content"),
+        ({"images": 5}, "has images beside messages"),
+        ({"images": {}}, "has images beside messages"),
+    ],
+)
+def test_what_stands_beside_messages_is_checked(
+    tmp_path: Path, extra: dict[str, Any], complaint: str
+) -> None:
+    path = write(tmp_path / "data.jsonl", CHAT, {**CHAT, **extra})
+    with pytest.raises(DataError, match=r"data.jsonl:2: ") as caught:
+        JsonLines([path])
+    assert complaint in str(caught.value)
+
+
+@pytest.mark.parametrize("images", [5, 0, {}, {"path": "a.png"}, [{"path": "a.png"}], [5], [None]])
+def test_images_of_a_document_are_paths(tmp_path: Path, images: Any) -> None:
+    path = write(tmp_path / "data.jsonl", {"text": "fine"}, {"text": "a", "images": images})
+    with pytest.raises(DataError, match=r"data.jsonl:2: images must be a list of paths"):
+        JsonLines([path])
+
+
+def test_what_is_right_passes(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    parts = [{"type": "image", "image": "a.png"}, {"type": "image_url", "image_url": {"url": URI}},
+             {"type": "text", "text": "what is http://a.org?", "image": ""}]  # fmt: skip
+    call = {"type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+    calls = [{"role": "assistant", "content": None, "tool_calls": [call]}, REPLY]
+    chat = {"messages": [{"role": "user", "content": parts}, *calls], "tools": [{"name": "f"}]}
+    bare = {**CHAT, "tools": None, "images": None}
+    document = {"text": "b", "images": [URI, str(tmp_path / "a.png"), "a.png"]}
+    path = write(tmp_path / "data.jsonl", chat, bare, {**CHAT, "images": []}, document)
+    assert len(JsonLines([path]).sizes) == 4
+
+
+def test_every_suffix_of_a_picture_can_be_read() -> None:
+    known = Image.registered_extensions()
+    assert {known[suffix] for suffix in PICTURES} == set(FORMATS)
 
 
 def test_broken_utf8_in_json_lines(tmp_path: Path) -> None:
@@ -117,3 +205,12 @@ def test_image_folders_with_either_kind_of_caption(tmp_path: Path) -> None:
     write(tmp_path / "metadata.jsonl", {"name": "a.png"})
     with pytest.raises(DataError, match=r"metadata.jsonl:1: has no file_name"):
         InMemory(image_folder(tmp_path))
+
+
+def test_a_broken_byte_of_a_caption(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(DataError, match=r"a.txt:1: byte 0xe9 is not UTF-8"):
+        InMemory(image_folder(tmp_path))
+    found = InMemory(image_folder(tmp_path, "replace"))
+    assert read(found) == [{"text": "caf\ufffd", "images": ["a.png"]}]

@@ -90,7 +90,9 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     where = split_of("a")
     assert len(open_sources(f"{tmp_path}/a.txt", Opening(TOK, split=where))) == 1
     for other in set(SPLITS) - {where}:
-        with pytest.raises(DataError, match="no text; remedy: name other files, or split 'all'"):
+        with pytest.raises(
+            DataError, match="no text; remedy: name other files, or set split to all"
+        ):
             open_sources(f"{tmp_path}/a.txt", Opening(TOK, split=other))
 
 

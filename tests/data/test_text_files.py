@@ -28,12 +28,28 @@ def test_long_files_are_cut_at_line_ends(tmp_path: Path) -> None:
     files = TextFiles([path])
     parts = texts(files)
     assert "".join(parts) == text
-    assert all(part.endswith("\n") for part in parts[:-1])
-    assert all(len(part.encode()) <= PART_BYTES or "xx" in part for part in parts)
+    assert all(part.endswith(("\n", "x")) for part in parts[:-1])
+    assert all(len(part.encode()) <= PART_BYTES for part in parts)
     assert [files.characters(i) for i in range(len(files))] == [len(part) for part in parts]
     by_split = [set(texts(TextFiles([path], split))) for split in ("train", "validation", "test")]
-    assert sum(len(s) for s in by_split) == len(parts)
+    assert sum(len(s) for s in by_split) == len(set(parts))
     assert set().union(*by_split) == set(parts)
+
+
+@pytest.mark.parametrize("sheep", ["s", "\u00e9", "\u4e2d", "\U0001f411"])
+def test_a_long_line_is_cut_between_characters(tmp_path: Path, sheep: str) -> None:
+    path = tmp_path / "line.txt"
+    text = "\ufeff" + "." + sheep * (3 * PART_BYTES // len(sheep.encode())) + "\nnext\n"
+    path.write_text(text)
+    files = TextFiles([path])
+    sizes = [len(part.encode()) for part in texts(files)]
+    assert "".join(texts(files)) == text[1:]
+    assert all(PART_BYTES - 4 < size <= PART_BYTES for size in sizes[:-1])
+    assert len(sizes) == 4
+    path.write_bytes(b"fine\n" + b"\x80" * (2 * PART_BYTES))
+    with pytest.raises(DataError, match=r"line.txt:2: byte 0x80 is not UTF-8"):
+        TextFiles([path])
+    assert sum(map(len, texts(TextFiles([path], errors="replace")))) == 5 + 2 * PART_BYTES
 
 
 def test_a_broken_byte_is_named_by_file_and_line(tmp_path: Path) -> None:

@@ -1,11 +1,14 @@
 """The tokenizer verb: any data spec to a folder that transformers opens."""
 
 import json
+from dataclasses import replace
 
 import pytest
+from PIL import Image
 from transformers import AutoTokenizer
 
-from herdling.errors import ConfigError
+from herdling.data.split import split_of
+from herdling.errors import ConfigError, DataError
 from herdling.inputs import chat
 from herdling.inputs.tokenizer import Tokenizer
 from herdling.recipes.tokenizer import Config, main, read_texts
@@ -59,6 +62,47 @@ def test_finite_data_is_read_once_and_unchanged(tmp_path):
     questions = [text for text in texts if question in text]
     assert len(questions) == len(set(questions)) > 8
     assert sum(text.endswith(answer) for text in texts) == len(questions)
+
+
+def test_pictures_are_left_out_and_their_text_read(tmp_path):
+    for i in range(12):
+        Image.new("RGB", (90, 40)).save(tmp_path / f"{i}.png")
+        (tmp_path / f"{i}.txt").write_text(f"caption {i}")
+    records = []
+    for i in range(12):
+        image = {"type": "image", "image": f"{i}.png"}
+        asked = {"role": "user", "content": [image, {"type": "text", "text": f"question {i}"}]}
+        records.append({"messages": [asked, {"role": "assistant", "content": f"answer {i}"}]})
+        records.append({"text": f"document {i}", "images": ["0.png", "1.png"]})
+    path = tmp_path / "records.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), "utf-8")
+    texts = list(read_texts(f"{tmp_path},{path}", limit=10**6, split="all"))
+    for what in ("caption", "question", "answer", "document"):
+        found = {text for text in texts if what in text}
+        assert {text.removeprefix("\n\n") for text in found} == {f"{what} {i}" for i in range(12)}
+
+
+def test_rendered_pictures_give_captions_and_builtin_is_its_texts():
+    assert any("Bar chart" in text for text in read_texts("picture/chart", limit=2000))
+    builtin = list(read_texts("builtin", limit=50_000))
+    assert list(read_texts("builtin:2", limit=50_000)) == builtin
+    assert not any("Bar chart" in text for text in builtin)
+
+
+def test_a_file_of_one_document_and_one_with_broken_bytes_can_be_read(tmp_path):
+    path = tmp_path / "a.txt"
+    text = next(t for t in map(str, range(1000)) if split_of(t) == "test")
+    path.write_text(text)
+    with pytest.raises(DataError, match="remedy: name other files, or set split to all"):
+        list(read_texts(str(path), limit=100))
+    assert list(read_texts(str(path), limit=100, split="all")) == [text]
+    path.write_bytes(b"caf\xe9 " * 500)
+    settings = Config(str(path), tmp_path / "out", vocab_size=300, split="all")
+    with pytest.raises(DataError, match="set encoding_errors to replace"):
+        main(settings)
+    main(replace(settings, encoding_errors="replace"))
+    tok = Tokenizer.open(tmp_path / "out")
+    assert len(tok.encode("caf\ufffd")) < 6  # merged, so it was read
 
 
 def test_the_limit_does_not_tear_characters(tmp_path):
