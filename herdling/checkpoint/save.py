@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from herdling.checkpoint.card import Card
 from herdling.checkpoint.folder import INDEX, SINGLE
+from herdling.checkpoint.source import WANTED
 from herdling.errors import CheckpointError, ConfigError
 from herdling.files import atomic_folder, write_json
 from herdling.inputs import chat
@@ -20,6 +22,8 @@ from herdling.model import weights
 from herdling.model.config import ModelConfig
 
 SHARD_BYTES = 4 * 10**9
+REPLACEABLE = (*WANTED, "consolidated.*.pth")
+"""What may be lost when a model takes the place of another."""
 
 
 class ShardWriter:
@@ -93,7 +97,11 @@ def save_model(
             add this stage with `.after(...)`, so that no lineage is lost.
         dtype: stored type; None keeps the type of the embedding.
         shard_bytes: a shard holds at most so many bytes, or one larger tensor.
+
+    Raises ConfigError where `folder` holds more than a model (`check_target`) or the tokenizer does
+    not fit, CheckpointError where the tensors are not those of the config.
     """
+    check_target(folder)
     tensors = model if isinstance(model, Mapping) else model.state_dict()
     wanted = weights.shapes(config)
     if wrong := sorted(set(wanted) ^ set(tensors)):
@@ -118,6 +126,38 @@ def save_model(
         save_config(temporary, config, stored)
         card.save(temporary, config)
         save_inputs(temporary, config, tokenizer, processor)
+
+
+def check_target(folder: Path | str, source: Path | str | None = None) -> None:
+    """Raise ConfigError unless a model may be written to `folder`, where it replaces what is there.
+
+    It may where nothing is, over an empty folder, and over a model folder with nothing else in it;
+    not over `source` (what is being read) or a folder around it, nor over the working folder.
+    """
+    folder = Path(folder)
+    if not folder.exists():
+        return
+    remedy = "remedy: a new or an empty folder"
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is a file, where a folder is to be written; {remedy}")
+    if _holds(folder, Path.cwd()):
+        raise ConfigError(f"{folder} is or holds the working folder; {remedy}")
+    if source is not None and _holds(folder, Path(source)):
+        raise ConfigError(f"{folder} is or holds {source}, which is being read; {remedy}")
+    entries = sorted(folder.iterdir())
+    for entry in entries:
+        if entry.is_dir() or not any(fnmatchcase(entry.name, name) for name in REPLACEABLE):
+            raise ConfigError(
+                f"{folder} holds {entry.name}, no part of a model, and would be replaced; {remedy}"
+            )
+    if entries and not any((folder / name).exists() for name in ("config.json", "params.json")):
+        raise ConfigError(f"{folder} is not empty and no model folder; {remedy}")
+
+
+def _holds(folder: Path, inner: Path) -> bool:
+    inner = inner.resolve()
+    # samefile, as names may differ by links, and in case where the file system ignores it.
+    return any(path.exists() and path.samefile(folder) for path in (inner, *inner.parents))
 
 
 def save_config(folder: Path, config: ModelConfig, dtype: torch.dtype) -> None:

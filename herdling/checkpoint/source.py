@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 
 import huggingface_hub
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.utils import validate_repo_id
 
 from herdling.errors import CheckpointError
 from herdling.files import recover_folder
@@ -19,7 +20,13 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 def on_hub(name: Path | str) -> bool:
     """Whether `resolve` asks the hub for this name: nothing local has it, and the hub could."""
-    return not Path(name).exists() and HUB_NAME.fullmatch(str(name)) is not None
+    if Path(name).exists() or not HUB_NAME.fullmatch(str(name)):
+        return False
+    try:
+        validate_repo_id(str(name))  # the hub has rules of its own, such as no "--"
+    except HFValidationError:
+        return False
+    return True
 
 
 def resolve(folder: Path | str) -> Path:

@@ -233,7 +233,10 @@ def load(
 
 
 def save(lm: LM, folder: Path | str) -> None:
-    """Write a complete model folder, atomically; what is known of the weights' origin is kept."""
+    """Write a complete model folder, atomically; what is known of the weights' origin is kept.
+
+    A model folder already there is replaced; ConfigError if `folder` holds anything else.
+    """
     name = Path(folder).resolve().name
     card = (lm.card or Card(name)).after("save", name=name, note="written from Python")
     save_model(lm.model, lm.config, folder, lm.tokenizer, lm.processor, card=card)

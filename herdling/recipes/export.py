@@ -17,7 +17,8 @@ from herdling.checkpoint import consolidated
 from herdling.checkpoint.card import Card
 from herdling.checkpoint.consolidated import Consolidated
 from herdling.checkpoint.folder import Folder
-from herdling.checkpoint.save import ShardWriter, copy_inputs, save_config
+from herdling.checkpoint.save import ShardWriter, check_target, copy_inputs, save_config
+from herdling.checkpoint.source import on_hub
 from herdling.errors import CheckpointError, ConfigError
 from herdling.files import atomic_folder
 from herdling.model import weights
@@ -36,7 +37,7 @@ class Config:
     path: Positional[str]
     """Model folder or hub name."""
     out: Positional[Path]
-    """Folder to write."""
+    """Folder to write: new, empty, or a model folder to be replaced."""
     to: str
     """Target format: hf or meta."""
     dtype: str | None = None
@@ -46,11 +47,14 @@ class Config:
 
 
 def main(config: Config) -> None:
-    """Export and compare. Raises ConfigError for an unknown target, CheckpointError otherwise."""
+    """Export and compare. Raises ConfigError for an unknown target or an OUT that holds other things,
+    CheckpointError otherwise.
+    """
     if config.to not in TARGETS:
         raise ConfigError(
             f"--to {config.to} is not an export format; there are {', '.join(TARGETS)}"
         )
+    check_target(config.out, None if on_hub(config.path) else config.path)
     source = Folder.open(config.path)
     dtype = parse_dtype(config.dtype) or source.dtype
     TARGETS[config.to](source, config, dtype)

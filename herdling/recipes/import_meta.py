@@ -16,7 +16,13 @@ from tyro.conf import Positional
 from herdling.checkpoint.card import Card, Touch
 from herdling.checkpoint.consolidated import Consolidated
 from herdling.checkpoint.folder import Folder
-from herdling.checkpoint.save import ShardWriter, save_config, save_inputs, with_ids
+from herdling.checkpoint.save import (
+    ShardWriter,
+    check_target,
+    save_config,
+    save_inputs,
+    with_ids,
+)
 from herdling.errors import CheckpointError, ConfigError
 from herdling.files import atomic_folder
 from herdling.inputs.tokenizer import Tokenizer
@@ -32,7 +38,7 @@ class Config:
     path: Positional[Path]
     """Folder with consolidated.NN.pth and params.json."""
     out: Positional[Path]
-    """The model folder to write."""
+    """The model folder to write: new, empty, or a model folder to be replaced."""
     tokenizer: Path | None = None
     """A tokenizer.model, or a folder with tokenizer.json; by default looked for in PATH."""
     max_positions: int | None = None
@@ -45,7 +51,13 @@ class Config:
 
 def main(config: Config) -> None:
     """Convert, write atomically, read back, compare. Raises CheckpointError or ConfigError."""
+    check_target(config.out, config.path)
     tokenizer = find_tokenizer(config.tokenizer or config.path)
+    if config.tokenizer is not None and tokenizer is None:
+        raise ConfigError(
+            f"--tokenizer {config.tokenizer} is no file, and no folder with tokenizer.model or "
+            "tokenizer.json"
+        )
     tokens = token_ids(tokenizer) if tokenizer else {}
     source = Consolidated.open(config.path, config.max_positions, tokens)
     model = source.config

@@ -117,6 +117,8 @@ def start(stage: Stage) -> Start:
         )
         model = initialize(build(with_ids(shape, tok)), stage.seed)
         card = Card(name=stage.out.name)
+        vision = shape.vision
+        processor = None if vision is None else ImageProcessor.from_vision_config(vision)
     else:
         if on_hub(stage.model):
             hub = (stage.model,)
@@ -126,10 +128,7 @@ def start(stage: Stage) -> Start:
         tok = Tokenizer.open(stage.tokenizer or folder)
         with_ids(shape, tok)  # a tokenizer that does not fit is told now, not at the end of the run
         card = Card.open(folder, shape)
-        if (folder / "processor_config.json").exists():
-            return Start(model, tok, ImageProcessor.open(folder), card, hub)
-    vision = model.config.vision
-    processor = None if vision is None else ImageProcessor.from_vision_config(vision)
+        processor = None if shape.vision is None else ImageProcessor.open(folder)
     return Start(model, tok, processor, card, hub)
 
 

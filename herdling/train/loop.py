@@ -58,12 +58,13 @@ def make_accelerator(
 ) -> Accelerator:
     """accelerate's handle on device, precision and processes; `accumulation` micro-batches a step.
 
+    The device is CUDA's, else the CPU: never MPS, which accelerate would take and which has no float64.
     The weights stay as they are built (float32); bf16 means autocast.
     """
     return Accelerator(
         mixed_precision="no" if precision == "fp32" else precision,
         gradient_accumulation_steps=accumulation,
-        cpu=cpu,
+        cpu=cpu or not torch.cuda.is_available(),
         # A batch without a picture leaves the vision encoder without a gradient.
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )

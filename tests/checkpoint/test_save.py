@@ -18,6 +18,7 @@ from transformers import (
 
 from herdling.checkpoint import Card, open_model, save_model
 from herdling.checkpoint.folder import INDEX, SINGLE
+from herdling.checkpoint.save import check_target
 from herdling.errors import CheckpointError, ConfigError
 from herdling.inputs.image_processor import ImageProcessor
 from herdling.inputs.tokenizer import Tokenizer
@@ -176,3 +177,51 @@ def test_a_tokenizer_that_does_not_fit_is_refused(tmp_path, random_model, tok):
     other = preset("nano", vocab_size=len(tok))
     with pytest.raises(ConfigError, match=f"<|patch|> is {tok.patch}".replace("|", r"\|")):
         save_model(random_model(other), other, tmp_path / "m", tok, card=CARD)
+
+
+@pytest.mark.parametrize(
+    ("there", "words"),
+    [
+        (
+            ["notes.txt"],
+            "holds notes.txt, no part of a model, and would be replaced; remedy: a new",
+        ),
+        (["config.json", "checkpoints/step-00000001/state.json"], "holds checkpoints, no part of"),
+        (["params.json", "consolidated.00.pth", "original/x.json"], "holds original, no part of"),
+        (["config.json", ".git/config"], "holds .git, no part of"),
+        (["config.json", SINGLE, "pytorch_model.bin"], "holds pytorch_model.bin, no part of"),
+        (["tokenizer.json", "tokenizer_config.json"], "is not empty and no model folder; remedy"),
+    ],
+)
+def test_a_folder_with_other_things_is_not_replaced(tmp_path, random_model, there, words):
+    config = preset("nano", vision=False, vocab_size=320)
+    for name in there:
+        (tmp_path / "m" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "m" / name).write_text("mine")
+    with pytest.raises(ConfigError) as caught:
+        save_model(random_model(config), config, tmp_path / "m", card=CARD)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert {(tmp_path / "m" / name).read_text() for name in there} == {"mine"}
+    assert os.listdir(tmp_path) == ["m"]
+
+
+def test_where_a_model_may_be_written(tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "params.json").touch()
+    (tmp_path / "m" / "consolidated.00.pth").touch()
+    source = tmp_path / "m" / "hf"
+    for target in (tmp_path / "new" / "m", tmp_path / "empty", tmp_path / "m", source):
+        check_target(target)
+    check_target(source, tmp_path / "m")  # inside what is read: nothing is replaced
+    (tmp_path / "link").symlink_to(tmp_path / "m")
+    for target in ("m", "link"):
+        for inner in (tmp_path / "m", tmp_path / "link" / "hf"):
+            with pytest.raises(ConfigError, match=r"is or holds .*, which is being read; remedy"):
+                check_target(tmp_path / target, inner)
+    with pytest.raises(ConfigError, match=r"params\.json is a file"):
+        check_target(tmp_path / "m" / "params.json")
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(ConfigError, match=r"^\. is or holds the working folder; remedy"):
+        check_target(".")

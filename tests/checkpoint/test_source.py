@@ -64,11 +64,23 @@ def test_a_silent_hub_is_one_line(monkeypatch, problem):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["/no/such/folder", "runs/a/model", "../x/y", "model"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "/no/such/folder",
+        "runs/a/model",
+        "../x/y",
+        "model",
+        "runs/my--model",
+        "runs/x.git",
+        "runs/x-",
+    ],
+)
 def test_what_cannot_be_a_hub_name_is_not_asked_for(name, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("asked"))
-    with pytest.raises(CheckpointError, match="no such folder"):
+    with pytest.raises(CheckpointError, match=r"no such folder .and not a hub name") as caught:
         resolve(name)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_file_is_not_a_folder(tmp_path):

@@ -194,3 +194,13 @@ def test_logits_are_the_plain_forward(plain_lm):
     for bad in (torch.tensor([1, 2]), torch.zeros(1, 0, dtype=torch.int64), torch.ones(1, 2)):
         with pytest.raises(InputError, match="input_ids has shape"):
             plain_lm.logits(bad)
+
+
+def test_save_replaces_a_model_and_nothing_else(plain_lm, tmp_path):
+    runs = tmp_path / "runs"
+    for _ in range(2):
+        herdling.save(plain_lm, runs / "model")
+    with pytest.raises(ConfigError, match="runs holds model, no part of a model"):
+        herdling.save(plain_lm, runs)
+    again = herdling.load(runs / "model")
+    assert torch.equal(again.logits([[1, 2]]), plain_lm.logits([[1, 2]]))

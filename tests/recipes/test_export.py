@@ -7,6 +7,7 @@ import json
 import os
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -109,3 +110,34 @@ def test_same_is_bit_for_bit():
     assert export.same(nan, nan.clone())
     assert not export.same(torch.tensor([0.0]), torch.tensor([-0.0]))
     assert not export.same(nan, nan.double())
+
+
+@pytest.mark.parametrize("target", ["hf", "meta"])
+def test_other_things_are_not_replaced(folder, tmp_path, target, capsys):
+    home = tmp_path / "models"
+    (home / "precious").mkdir(parents=True)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for out, words in (
+        (home, "models holds precious, no part of a model"),
+        (folder, "is or holds"),
+        (tmp_path, "is or holds"),
+    ):
+        assert cli.main(["export", str(folder), str(out), "--to", target]) == 2
+        assert words in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert (home / "precious").is_dir()
+
+
+def test_an_older_export_is_replaced(folder, tmp_path):
+    for target in ("hf", "meta", "meta", "hf"):
+        assert cli.main(["export", str(folder), str(tmp_path / "b"), "--to", target]) == 0
+    assert (tmp_path / "b" / SINGLE).exists()
+    assert not (tmp_path / "b" / "params.json").exists()
+    assert sorted(os.listdir(tmp_path)) == ["a", "b"]
+
+
+def test_the_target_is_checked_before_anything_is_downloaded(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("asked"))
+    (tmp_path / "notes.txt").touch()
+    assert cli.main(["export", "someone/model", str(tmp_path), "--to", "hf"]) == 2
+    assert "holds notes.txt" in capsys.readouterr().err

@@ -143,3 +143,28 @@ def test_a_failed_import_leaves_nothing(tmp_path, tok, capsys):
     assert cli.main(["import-meta", str(tmp_path / "m"), str(tmp_path / "b")]) == 1
     assert "lm_head.weight is missing" in capsys.readouterr().err
     assert sorted(os.listdir(tmp_path)) == ["a", "m"]
+
+
+def test_what_is_read_or_holds_other_things_is_not_replaced(tmp_path, tok, capsys):
+    start, meta = saved(tmp_path / "a", toy(tok), tok), tmp_path / "downloads" / "m"
+    assert cli.main(["export", str(start), str(meta), "--to", "meta"]) == 0
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for out in (meta, meta.parent):
+        assert cli.main(["import-meta", str(meta), str(out)]) == 2
+        assert "is or holds" in capsys.readouterr().err
+    (tmp_path / "runs" / "demo").mkdir(parents=True)
+    assert cli.main(["import-meta", str(meta), str(tmp_path / "runs")]) == 2
+    assert "runs holds demo, no part of a model" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert (tmp_path / "runs" / "demo").is_dir()
+
+
+def test_a_tokenizer_that_is_asked_for_must_be_there(tmp_path, tok, capsys):
+    start, meta = saved(tmp_path / "a", toy(tok), tok), tmp_path / "m"
+    assert cli.main(["export", str(start), str(meta), "--to", "meta"]) == 0
+    (tmp_path / "empty").mkdir()
+    for given in ("tokenzier.model", "empty"):
+        args = ["import-meta", str(meta), str(tmp_path / "b"), "--tokenizer", str(tmp_path / given)]
+        assert cli.main(args) == 2
+        assert f"{given} is no file, and no folder with tokenizer.model" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()

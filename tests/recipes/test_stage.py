@@ -25,6 +25,8 @@ from herdling import config as settings
 from herdling.checkpoint import Card
 from herdling.data import embedded
 from herdling.errors import ConfigError
+from herdling.infer.lm import LM
+from herdling.inputs.image_processor import ImageProcessor
 from herdling.inputs.tokenizer import Tokenizer
 from herdling.metrics import METRICS, read
 from herdling.optim.adamw import AdamWConfig
@@ -235,3 +237,26 @@ def test_jsonl_conversations(base, tmp_path):
     assert sft.main(config) == 0
     losses = [r["loss"] for r in read(tmp_path / "run" / METRICS) if "loss" in r]
     assert losses[1] < losses[0]
+
+
+def test_pictures_are_cut_as_the_model_folder_says(base, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(base / "model", folder)
+    (folder / "processor_config.json").unlink()
+    pixels = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "preprocessor_config.json").write_text(json.dumps(pixels | {"max_patches": 3}))
+    begun = stage.start(pretrain.Config(model=str(folder), out=tmp_path / "run", steps=1))
+    assert begun.processor is not None
+    assert begun.processor.max_tiles == 3
+    assert begun.processor == herdling.load(folder).processor
+
+
+def test_a_text_model_has_no_processor_whatever_files_lie_there(tokenizer, tmp_path):
+    config = pretrain.Config(
+        model="nano", vision=False, tokenizer=tokenizer, out=tmp_path / "run", steps=1
+    )
+    begun = stage.start(config)
+    lm = LM(begun.model, begun.tok)
+    herdling.save(lm, tmp_path / "model")
+    ImageProcessor().save(tmp_path / "model")
+    assert stage.start(replace(config, model=str(tmp_path / "model"))).processor is None

@@ -19,7 +19,7 @@ from herdling import metrics
 from herdling.errors import CheckpointError, ConfigError, DataError
 from herdling.optim import adamw
 from herdling.optim.schedule import Schedule
-from herdling.train import rng
+from herdling.train import loop, rng
 from herdling.train.guard import NotFinite
 from herdling.train.loop import Every, fit, make_accelerator
 from herdling.train.losses import next_token
@@ -386,3 +386,15 @@ def test_progress_shows_loss_rate_and_expert_load(toy, tmp_path, capsys):
     assert lines[-1].startswith("toy 2/2")
     toy.run(tmp_path, steps=2, resume=True, show=True)
     assert "resumed at step 2 from" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("cuda", "cpu", "expected"),
+    [(False, False, True), (False, True, True), (True, False, False), (True, True, True)],
+)
+def test_the_device_is_cuda_or_the_cpu(monkeypatch, cuda, cpu, expected):
+    given = {}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(loop, "Accelerator", lambda **settings: given.update(settings))
+    make_accelerator(cpu=cpu)
+    assert given["cpu"] is expected

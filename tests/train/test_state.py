@@ -1,6 +1,8 @@
 """python -m pytest tests/train/test_state.py (exact resume of whole runs: test_loop.py)"""
 
 import random
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from herdling.errors import CheckpointError, ConfigError
 from herdling.optim import adamw
 from herdling.train import rng
 from herdling.train.checkpoints import Checkpoints
-from herdling.train.state import CheckpointConfig, State
+from herdling.train.state import CheckpointConfig, State, environment
 
 
 def draws() -> list[float]:
@@ -155,3 +157,16 @@ def test_bad_settings_are_errors():
     for settings in ({"every": 0}, {"keep": 0}, {"permanent": -1}):
         with pytest.raises(ConfigError, match=f"checkpoint.{next(iter(settings))} is"):
             CheckpointConfig(**settings)
+
+
+def test_the_device_of_a_run_is_noted_by_its_kind_without_cuda():
+    for device in ("cpu", "meta"):
+        found = environment(torch.nn.Linear(2, 2, device=device))
+        assert found["device"] == device
+
+
+def test_the_device_of_a_run_is_noted_by_its_name_with_cuda(monkeypatch):
+    device = torch.device("cuda", 1)
+    model: Any = SimpleNamespace(parameters=lambda: iter([SimpleNamespace(device=device)]))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"card of {device}")
+    assert environment(model)["device"] == "card of cuda:1"
