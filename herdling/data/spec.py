@@ -142,7 +142,7 @@ _MAKERS: dict[str, Maker] = {
 def _files(name: str, opening: Opening, known: Sequence[str]) -> Weighted:
     """Sources of a path or pattern: one of its text files, one of its records."""
     if Path(name).is_dir():
-        records = InMemory(image_folder(Path(name)), opening.split)
+        records = InMemory(image_folder(Path(name), opening.encoding_errors), opening.split)
         if not records.sizes:
             raise DataError(
                 f"{name}: no captioned picture of split {opening.split!r}; "
