@@ -16,7 +16,7 @@ import torch
 from herdling import config as settings
 from herdling import distributed
 from herdling.checkpoint import Card, open_model, save_model
-from herdling.checkpoint.save import with_ids
+from herdling.checkpoint.save import check_target, with_ids
 from herdling.checkpoint.source import on_hub, resolve
 from herdling.data.loader import Loader
 from herdling.data.mixture import Mixture
@@ -157,6 +157,7 @@ def run(
         config=stage.checkpoint,
         identity=identity(stage),
     )
+    check_target(stage.out / "model")  # before the work, not after it
     rng.seed(stage.seed)
     accelerator = make_accelerator(stage.precision, stage.accumulation)
     begun = start(stage)
