@@ -1,5 +1,6 @@
 """Shared toys: tiny random Llama 4 models in transformers, the oracle of every parity test."""
 
+import signal
 from collections.abc import Callable
 
 import pytest
@@ -11,6 +12,8 @@ from herdling.model.config import ModelConfig
 from herdling.model.llama import LanguageModel, build
 
 transformers.logging.set_verbosity_error()
+# A shell starts background jobs with Ctrl-C ignored, and children inherit that; some tests press it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 VOCAB, BOI, EOI, PATCH = 320, 317, 318, 319
 TILE, TOKENS_PER_TILE = 56, 4  # 4 x 4 patches of 14 pixels, folded 2 x 2

@@ -14,7 +14,8 @@ from herdling.train.health import Routing, RoutingConfig, max_violation
 def batch(rows: int = 3, length: int = 16) -> dict[str, torch.Tensor]:
     torch.manual_seed(3)
     ids = torch.randint(0, 32, (rows, length))
-    return {"input_ids": ids, "documents": torch.zeros_like(ids)}
+    at = torch.arange(ids.shape[1]).expand_as(ids)
+    return {"input_ids": ids, "positions": at, "documents": torch.zeros_like(ids)}
 
 
 def routers(model):
