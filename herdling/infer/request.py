@@ -6,11 +6,14 @@ from typing import Literal
 
 from torch import Tensor
 
-from herdling.errors import InputError
+from herdling.errors import Error, InputError
+from herdling.infer.grammar import Grammar
 from herdling.infer.sampler import Sampling, check_seed
 from herdling.model.config import ModelConfig
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "cancelled"]
+Alternatives = list[tuple[int, float]]
+"""Token ids with their natural log-probs, likeliest first."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +25,8 @@ class Request:
     tiles: Tensor | None = None
     """(n, 3, S, S) float32: the tiles of the prompt's images, in the order of their patch tokens."""
     max_tokens: int = 256
-    """Most new tokens; the model's max_position_embeddings may end the reply earlier."""
+    """Most new tokens; the model's max_position_embeddings may end the reply earlier. 0 only reads
+    the prompt (for `prompt_logprobs`)."""
     sampling: Sampling = field(default_factory=Sampling)
     seed: int | None = 0
     """The same prompt, settings and seed give the same reply; None draws a fresh seed."""
@@ -30,6 +34,39 @@ class Request:
     """The reply ends before the first of these texts."""
     stop_ids: tuple[int, ...] = ()
     """The reply ends with the first of these tokens, which is not part of its text."""
+    priority: int = 0
+    """Smaller is served first; equals in the order of arrival."""
+    adapter: str | None = None
+    """Name of a loaded adapter; None for the plain model."""
+    grammar: Grammar | None = None
+    """What the reply must match."""
+    top_logprobs: int = 0
+    """Alternatives to report for each new token."""
+    prompt_logprobs: int | None = None
+    """Report each prompt token's log-prob and this many alternatives; None reports nothing."""
+    want_experts: bool = False
+    """Report which experts every token went to."""
+
+
+@dataclass(frozen=True)
+class PromptToken:
+    """What the model thought of a prompt token before it read it."""
+
+    token: int
+    logprob: float
+    top: Alternatives
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds."""
+
+    queue: float
+    """From `add` to the first step that took part of the prompt."""
+    prefill: float
+    """From there to the first new token."""
+    decode: float
+    """From the first new token to the last."""
 
 
 @dataclass(frozen=True)
@@ -41,23 +78,66 @@ class Completion:
     ids: list[int]
     """Every sampled token, the stop token and those of a stop string included."""
     finish_reason: FinishReason
-    """`stop`: a stop token or stop string; `length`: max_tokens or the model's longest context."""
+    """`stop`: a stop token, a stop string, or a grammar that is complete; `length`: max_tokens or
+    the model's longest context; `cancelled`: by `Engine.cancel`."""
     prompt_tokens: int
     logprobs: list[float]
     """Natural log-probs of `ids`, from the raw logits."""
+    cached_tokens: int = 0
+    """Prompt tokens whose keys and values were there already."""
+    top: list[Alternatives] = field(default_factory=list)
+    """For each of `ids`, where `top_logprobs` asked for it."""
+    prompt: list[PromptToken | None] | None = None
+    """For each prompt token, where `prompt_logprobs` asked for it; None for the first."""
+    experts: Tensor | None = None
+    """(prompt and new tokens that the model read, MoE layers, k) int16, where `want_experts`; -1 for
+    prompt tokens that were cached."""
+    timings: Timings | None = None
 
 
 @dataclass(frozen=True)
 class Event:
-    """One sampled token of the request at `index`."""
+    """One sampled token of a request, or its end."""
 
     index: int
-    token: int
+    """What `Engine.add` returned; in `Engine.stream` the place of the request."""
+    token: int | None
+    """None where a request ends without a new token (cancelled, failed, nothing to sample)."""
     logprob: float
     text: str
     """What is now certain to be part of the reply; empty while a character or stop is unfinished."""
     completion: Completion | None = None
     """The whole reply, with its last event."""
+    top: Alternatives = field(default_factory=list)
+    error: Error | None = None
+    """Why the request failed; the others go on."""
+
+
+@dataclass(frozen=True)
+class Stats:
+    """The engine at this moment, and its counts since it began."""
+
+    running: int
+    waiting: int
+    pages: int
+    """Pages of the cache, of `page_bytes` each."""
+    pages_used: int
+    """Held by requests."""
+    pages_cached: int
+    """Kept for reuse only, given up when room is needed."""
+    page_bytes: int
+    prompt_tokens: int
+    cached_tokens: int
+    """Prompt tokens that needed no computing."""
+    new_tokens: int
+    steps: int
+    preemptions: int
+    finished: int
+    drafted: int = 0
+    """Tokens proposed by speculation."""
+    accepted: int = 0
+    expert_load: list[list[int]] = field(default_factory=list)
+    """Tokens that each expert took, by MoE layer."""
 
 
 def check(request: Request, config: ModelConfig) -> None:
@@ -65,7 +145,7 @@ def check(request: Request, config: ModelConfig) -> None:
     ids, longest = request.ids, config.text.max_position_embeddings
     if not ids:
         raise InputError("the prompt has no tokens; begin it with begin_of_text")
-    if len(ids) >= longest:
+    if len(ids) + bool(request.max_tokens) > longest:
         raise InputError(
             f"the prompt has {len(ids)} tokens; with at least one new token that is more than the "
             f"model's max_position_embeddings, {longest}: shorten it"
@@ -75,8 +155,8 @@ def check(request: Request, config: ModelConfig) -> None:
         raise InputError(
             f"token id {bad} is outside the vocabulary, 0..{config.text.vocab_size - 1}"
         )
-    if request.max_tokens < 1:
-        raise InputError(f"max_tokens is {request.max_tokens}; it must be at least 1")
+    if request.max_tokens < 0:
+        raise InputError(f"max_tokens is {request.max_tokens}; it must be at least 0")
     if "" in request.stop:
         raise InputError("stop holds an empty string, which would end every reply at once")
     check_seed(request.seed)

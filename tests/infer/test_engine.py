@@ -291,7 +291,7 @@ def test_the_models_longest_context_ends_a_reply(make_lm):
         (dict(ids=[1] * 9000), InputError, "has 9000 tokens"),
         (dict(ids=[1, 320]), InputError, r"token id 320 is outside the vocabulary, 0\.\.319"),
         (dict(ids=[-1, 3]), InputError, "token id -1 is outside"),
-        (dict(max_tokens=0), InputError, "max_tokens is 0"),
+        (dict(max_tokens=-1), InputError, "max_tokens is -1"),
         (dict(stop=("x", "")), InputError, "stop holds an empty string"),
         (dict(seed=-1), ConfigError, "seed is -1"),
         (dict(tiles=torch.zeros(1, 3, 32, 32)), InputError, "has 0 patch tokens for 1 tiles of 16"),
