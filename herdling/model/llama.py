@@ -9,8 +9,9 @@ N = B * T tokens, E experts, k experts a token, F expert width, V vocabulary.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -75,12 +76,35 @@ def rope_frequencies(config: TextConfig, device: torch.device) -> Tensor:
         return torch.where(middle, between, scaled)
 
 
-class Layout:
-    """Where the tokens of one call stand: the single source for RoPE, chunks and temperature.
+class Places:
+    """Positions of one call's tokens: the single source for RoPE, chunks and temperature.
 
-    Positions count from 0 within a document; a token sees only its own document. Plain rows (one
-    document each, from the cache's length on) need no mask. Otherwise positions and document ids
-    (B, T) decide everything, so padding and packing never change a result.
+    A subclass says which keys each token sees (`attend`); the model knows no more of batches than that.
+    """
+
+    def __init__(self, config: TextConfig, at: Tensor) -> None:
+        """`at` (B or 1, T) int64: positions from 0 within a document."""
+        self.chunk = config.attention_chunk_size
+        angles = at[..., None].float() * rope_frequencies(config, at.device)
+        self.cos, self.sin = angles.cos(), angles.sin()  # (B or 1, T, d / 2)
+        self.temperature = None
+        if config.attn_temperature_tuning:
+            floor = torch.floor((at.float() + 1) / config.floor_scale)
+            self.temperature = (1 + config.attn_scale * torch.log1p(floor))[..., None, None]
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, local: bool, cache: Any) -> Tensor:
+        """q (B, T, H, d), k and v (B, T, KV, d) of the new tokens -> (B, T, H, d).
+
+        `cache` is the layer's own store of earlier keys and values, if there is one.
+        """
+        raise NotImplementedError
+
+
+class Layout(Places):
+    """Rows of equal length. A token sees only its own document.
+
+    Plain rows (one document each, from the cache's length on) need no mask. Otherwise positions and
+    document ids (B, T) decide everything, so padding and packing never change a result.
     """
 
     def __init__(
@@ -93,7 +117,6 @@ class Layout:
     ) -> None:
         B, T, device = x.shape[0], x.shape[1], x.device
         start = cache.length if cache else 0
-        self.chunk = config.attention_chunk_size
         self.global_mask: Tensor | None = None
         self.local_mask: Tensor | None = None
         self.plain = (
@@ -107,6 +130,8 @@ class Layout:
             )
         if not self.plain:
             at = at.expand(B, T)
+        super().__init__(config, at)
+        if not self.plain:
             documents = torch.zeros_like(at) if documents is None else documents.expand(B, T)
             keys, key_documents, first = at, documents, 0
             if cache:
@@ -116,12 +141,17 @@ class Layout:
             self.local_mask = visible(
                 at, documents, keys[:, first:], key_documents[:, first:], self.chunk
             )
-        angles = at[..., None].float() * rope_frequencies(config, device)
-        self.cos, self.sin = angles.cos(), angles.sin()  # (B or 1, T, d / 2)
-        self.temperature = None
-        if config.attn_temperature_tuning:
-            floor = torch.floor((at.float() + 1) / config.floor_scale)
-            self.temperature = (1 + config.attn_scale * torch.log1p(floor))[..., None, None]
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, local: bool, cache: LayerCache | None
+    ) -> Tensor:
+        if cache is not None:
+            k, v = cache.extend(k, v)
+        if not self.plain:
+            return attend(q, k, v, self.local_mask if local else self.global_mask)
+        if local and self.chunk is not None:
+            return attend_chunked(q, k, v, self.chunk)
+        return attend_causal(q, k, v)
 
 
 class Attention(nn.Module):
@@ -138,7 +168,7 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(D, config.num_key_value_heads * d, bias=False)
         self.o_proj = nn.Linear(config.num_attention_heads * d, D, bias=False)
 
-    def forward(self, x: Tensor, at: Layout, cache: LayerCache | None) -> Tensor:
+    def forward(self, x: Tensor, at: Places, cache: Any) -> Tensor:
         q, k, v = (p(x).unflatten(-1, (-1, self.head_dim)) for p in (self.q_proj, self.k_proj, self.v_proj))  # fmt: skip
         if self.local:
             q, k = rotate(q, at.cos, at.sin), rotate(k, at.cos, at.sin)
@@ -146,14 +176,7 @@ class Attention(nn.Module):
                 q, k = rms_norm(q, self.eps), rms_norm(k, self.eps)
         elif at.temperature is not None:
             q = (q * at.temperature).to(q.dtype)
-        if cache is not None:
-            k, v = cache.extend(k, v)
-        if not at.plain:
-            out = attend(q, k, v, at.local_mask if self.local else at.global_mask)
-        elif self.local and at.chunk is not None:
-            out = attend_chunked(q, k, v, at.chunk)
-        else:
-            out = attend_causal(q, k, v)
+        out = at.attend(q, k, v, self.local, cache)
         return self.o_proj(out.flatten(2))
 
 
@@ -228,7 +251,7 @@ class Block(nn.Module):
             else MLP(config.hidden_size, config.intermediate_size_mlp)
         )
 
-    def forward(self, x: Tensor, at: Layout, cache: LayerCache | None) -> Tensor:
+    def forward(self, x: Tensor, at: Places, cache: Any) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), at, cache)
         return x + self.feed_forward(self.post_attention_layernorm(x))
 
@@ -247,11 +270,16 @@ class Decoder(nn.Module):
         self, x: Tensor, positions: Tensor | None, documents: Tensor | None, cache: Cache | None
     ) -> Tensor:
         at = Layout(self.config, x, positions, documents, cache)
-        for i, layer in enumerate(self.layers):
-            x = layer(x, at, cache.layers[i] if cache else None)
+        x = self.blocks(x, at, cache.layers if cache else None)
         if cache:
             cache.advance(x.shape[1])
         return self.norm(x)
+
+    def blocks(self, x: Tensor, at: Places, caches: Sequence[Any] | None) -> Tensor:
+        """All layers over tokens that stand where `at` says; `caches` holds one store a layer."""
+        for i, layer in enumerate(self.layers):
+            x = layer(x, at, caches[i] if caches else None)
+        return x
 
 
 class TextLM(nn.Module):
