@@ -1,12 +1,24 @@
 """The cuts follow their rules exactly: an even grid of uniform numbers shows the whole distribution."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import TypicalLogitsWarper
 
 from herdling.errors import ConfigError
-from herdling.infer.sampler import Sampler, Sampling, choose, draw
+from herdling.infer import sampler as module
+from herdling.infer.sampler import (
+    Sampler,
+    Sampling,
+    choose,
+    draw,
+    log_probs_of,
+    probabilities,
+    top_of,
+)
 
 GRID = 20_000
 
@@ -49,6 +61,59 @@ def test_the_distribution_is_the_defined_one(logits, temperature, top_k, top_p, 
     got = shares(torch.tensor(logits), sampling)
     want = torch.tensor(expected(logits, sampling))
     torch.testing.assert_close(got, want, atol=2 / GRID, rtol=0)
+    exact = probabilities(torch.tensor([logits]), sampling)[0]
+    torch.testing.assert_close(exact, want.double(), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("typical_p", [0.05, 0.3, 0.7, 0.95])
+def test_typical_sampling_is_that_of_transformers(typical_p):
+    torch.manual_seed(0)
+    logits = torch.randn(50, 40) * 3
+    warped = TypicalLogitsWarper(typical_p)(torch.zeros(50, 1).long(), logits.double())
+    got = probabilities(logits, Sampling(1.0, typical_p=typical_p))
+    torch.testing.assert_close(got, warped.softmax(-1), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(1.0),
+        Sampling(0.7, top_k=7),
+        Sampling(1.3, top_p=0.8),
+        Sampling(0.9, min_p=0.02),
+        Sampling(1.0, typical_p=0.6),
+        Sampling(1.1, top_k=20, top_p=0.9, min_p=0.01, typical_p=0.9),
+    ],
+)
+def test_draws_follow_the_probabilities_by_chi_square(sampling):
+    torch.manual_seed(1)
+    n = 50_000
+    logits = torch.randn(1, 30) * 2
+    want = probabilities(logits, sampling)[0]
+    drawn = draw(logits.expand(n, -1), sampling, torch.rand(n, dtype=torch.float64))
+    counts = torch.bincount(drawn, minlength=30).double()
+    assert counts[want == 0].sum() == 0
+    kept = want > 0
+    free = int(kept.sum()) - 1
+    statistic = ((counts - n * want)[kept] ** 2 / (n * want[kept])).sum().item()
+    assert statistic < free + 4.5 * math.sqrt(2 * max(free, 1)) + 8
+
+
+def test_the_short_way_to_a_nucleus_cuts_as_sorting_everything_does(monkeypatch):
+    torch.manual_seed(2)
+    peaked, flat = torch.randn(3, 2000) * 4, torch.randn(3, 2000) * 0.1
+    logits = torch.cat([peaked, flat])[[0, 3, 1, 4, 2, 5]]
+    for sampling in (Sampling(1.0, top_p=0.9), Sampling(1.0, typical_p=0.9)):
+        short = probabilities(logits, sampling)
+        assert short[1].count_nonzero() > module.NUCLEUS > short[0].count_nonzero()
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "NUCLEUS", 10_000)
+            torch.testing.assert_close(short, probabilities(logits, sampling), atol=1e-12, rtol=0)
+
+
+def test_probabilities_at_temperature_zero_are_all_on_the_likeliest():
+    logits = torch.tensor([[0.0, 2.0, 1.0], [5.0, 0.0, 0.0]])
+    assert probabilities(logits, Sampling()).tolist() == [[0, 1, 0], [1, 0, 0]]
 
 
 def test_top_p_keeps_the_token_that_crosses_p():
@@ -97,6 +162,131 @@ def test_repetition_penalty_leaves_the_logprob_raw():
     assert low.tolist() == torch.tensor([[-9.0, -9.0, -1.0, -1.2]]).tolist()
 
 
+def test_presence_and_frequency_penalties_count_the_reply_only():
+    logits = torch.tensor([[2.0, 1.5, 0.0, -1.0]])
+    sampler = Sampler(Sampling(presence_penalty=0.2, frequency_penalty=0.4))
+    sampler.see([0, 0, 0])
+    taken = [choose(logits, [sampler])[0][0] for _ in range(6)]
+    # 0 falls to 1.4, 1 to 0.9; then 0 to 1.0, 0.6, and so on: the largest of what is left each time.
+    counts, want = [0, 0, 0, 0], []
+    for _ in range(6):
+        left = [
+            x - 0.4 * n - 0.2 * (n > 0) for x, n in zip(logits[0].tolist(), counts, strict=True)
+        ]
+        want.append(left.index(max(left)))
+        counts[want[-1]] += 1
+    assert taken == want == [0, 1, 0, 0, 1, 0]
+
+
+def test_repetition_penalty_counts_a_token_once_however_often_it_came():
+    logits = torch.tensor([[4.0, -4.0, 1.0]])
+    sampler = Sampler(Sampling(repetition_penalty=2.0))
+    sampler.see([0, 1, 0, 0])
+    sampler.see([0])
+    row = logits[0].clone()
+    sampler.adjust(row)
+    assert row.tolist() == [2.0, -8.0, 1.0]
+
+
+def test_logit_bias_bans_and_forces_and_leaves_the_logprob_raw():
+    logits = torch.tensor([[5.0, 4.0, 3.0, 2.0]])
+    banned = Sampling(logit_bias={0: -100})
+    forced = Sampling(temperature=1.0, logit_bias={3: 100, 1: 0.5})
+    assert forced.logit_bias == ((1, 0.5), (3, 100))
+    assert hash(forced) == hash(Sampling(temperature=1.0, logit_bias={1: 0.5, 3: 100}))
+    ids, logprobs = choose(logits.expand(2, -1), [Sampler(banned), Sampler(forced)])
+    assert ids == [1, 3]
+    assert logprobs == pytest.approx(logits.log_softmax(-1)[0, [1, 3]].tolist())
+    forced.check_vocabulary(4)
+    with pytest.raises(ConfigError, match=r"token id 3; the vocabulary is 0\.\.2"):
+        forced.check_vocabulary(3)
+
+
+def test_min_tokens_hold_the_stop_back():
+    logits = torch.tensor([[5.0, 4.0, 3.0]])
+    sampler = Sampler(Sampling(min_tokens=2), stop_ids=[0])
+    assert [choose(logits, [sampler])[0][0] for _ in range(3)] == [1, 1, 0]
+    # A grammar says itself where the end is.
+    assert choose(logits, [Sampler(Sampling(min_tokens=2), stop_ids=[0])], [lambda row: None])[
+        0
+    ] == [0]
+
+
+def test_masks_forbid_after_everything_else():
+    def only_two(row: torch.Tensor) -> None:
+        row[[0, 1, 3]] = -math.inf
+
+    logits = torch.tensor([[5.0, 4.0, 3.0, 2.0]]).repeat(3, 1)
+    samplers = [Sampler(s) for s in (Sampling(logit_bias={0: 100}), Sampling(), Sampling(1.0))]
+    ids, logprobs = choose(logits, samplers, [only_two, None, only_two])
+    assert ids == [2, 0, 2]
+    assert logprobs == pytest.approx(logits.log_softmax(-1)[[0, 1, 2], ids].tolist())
+    assert logits[0].tolist() == [5.0, 4.0, 3.0, 2.0]
+
+
+MANY = [
+    Sampling(),
+    Sampling(1.0),
+    Sampling(0.8, top_k=50),
+    Sampling(1.2, top_p=0.9),
+    Sampling(1.0, top_p=0.999),
+    Sampling(1.0, min_p=0.05),
+    Sampling(1.0, typical_p=0.5),
+    Sampling(0.9, presence_penalty=1.0, frequency_penalty=0.5, logit_bias={3: 5.0}),
+    Sampling(repetition_penalty=1.5, logit_bias={4: 2.0}),
+    Sampling(1.2, top_p=0.9, frequency_penalty=1.0),
+]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_row_is_bit_for_bit_the_same_whatever_is_beside_it(threads):
+    torch.manual_seed(3)
+    steps = torch.randn(4, len(MANY), 40_000) * torch.linspace(0.5, 4, len(MANY))[:, None]
+
+    def replies(rows: list[int]) -> dict[int, list[tuple[int, float]]]:
+        samplers = {i: Sampler(MANY[i], seed=i) for i in rows}
+        found: dict[int, list[tuple[int, float]]] = {i: [] for i in rows}
+        for logits in steps:
+            for i, *what in zip(rows, *choose(logits[rows], list(samplers.values())), strict=True):
+                found[i].append((what[0], what[1]))
+        return found
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        together = replies(list(range(len(MANY))))
+        assert replies([7, 3, 9, 1]) == {i: together[i] for i in (7, 3, 9, 1)}
+        for i in range(len(MANY)):
+            assert replies([i]) == {i: together[i]}
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_alternatives_are_the_likeliest_of_the_raw_logits():
+    torch.manual_seed(4)
+    logits = torch.randn(3, 9)
+    want = logits.log_softmax(-1)
+    none, some, all_ = top_of(logits, [0, 2, 20])
+    assert [len(none), len(some), len(all_)] == [0, 2, 9]
+    assert [id for id, _ in all_] == want[2].argsort(descending=True).tolist()
+    assert [x for _, x in some] == pytest.approx(want[1].sort(descending=True).values[:2].tolist())
+    assert top_of(logits, [0, 0, 0]) == [[], [], []]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_log_probs_of_given_tokens_in_bounded_blocks(monkeypatch, dtype):
+    torch.manual_seed(5)
+    logits, ids = torch.randn(11, 50).to(dtype), torch.randint(50, (11,))
+    monkeypatch.setattr(module, "BLOCK", 3 * 50 + 7)
+    want = logits.double().log_softmax(-1)
+    chosen, best_ids, best = log_probs_of(logits, ids, 4)
+    torch.testing.assert_close(chosen.double(), want[torch.arange(11), ids], atol=1e-5, rtol=0)
+    torch.testing.assert_close(best.double(), want.gather(1, best_ids), atol=1e-5, rtol=0)
+    torch.testing.assert_close(best.double(), want.topk(4).values, atol=1e-5, rtol=0)
+    chosen, best_ids, best = log_probs_of(logits, ids)
+    assert (*chosen.shape, *best.shape, *best_ids.shape) == (11, 11, 0, 11, 0)
+
+
 def test_each_request_draws_from_its_own_generator():
     logits = torch.zeros(1, 1000)
     hot = Sampling(temperature=1.0)
@@ -121,6 +311,21 @@ def test_each_request_draws_from_its_own_generator():
         (dict(top_p=1.1), "top_p is 1.1"),
         (dict(min_p=-0.1), "min_p is -0.1"),
         (dict(repetition_penalty=0), "repetition_penalty is 0"),
+        (dict(temperature=True), "temperature is True"),
+        (dict(top_k=1.5), "top_k is 1.5"),
+        (dict(top_k=True), "top_k is True"),
+        (dict(top_p=float("nan")), "top_p is nan"),
+        (dict(repetition_penalty=float("inf")), "repetition_penalty is inf"),
+        (dict(typical_p=0.0), "typical_p is 0.0"),
+        (dict(presence_penalty=2.5), "presence_penalty is 2.5; it must be -2 to 2"),
+        (dict(frequency_penalty=float("nan")), "frequency_penalty is nan"),
+        (dict(logit_bias={5: 101}), "logit_bias of token 5 is 101; it must be -100 to 100"),
+        (dict(logit_bias={5: float("nan")}), "logit_bias of token 5 is nan"),
+        (dict(logit_bias={-1: 1}), "logit_bias has token id -1"),
+        (dict(logit_bias={"5": 1}), "logit_bias has token id '5'"),
+        (dict(logit_bias={"5": 1, 3: 1}), "logit_bias has token id '5'"),
+        (dict(temperature="hot"), "temperature is hot"),
+        (dict(min_tokens=-1), "min_tokens is -1"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, words):
