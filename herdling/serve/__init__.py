@@ -1,0 +1,1 @@
+"""The server: one engine behind the APIs that clients already speak (extra `serve`)."""
