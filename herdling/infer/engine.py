@@ -1,46 +1,272 @@
-"""The engine that chat, evaluation and rollouts share: requests in, tokens and text out.
+"""The engine that chat, server, evaluation and rollouts share: requests in, tokens and text out.
 
-    for event in Engine(model, tokenizer).stream([Request(ids, max_tokens=64)]):
-        print(event.text, end="")
+    engine = Engine(model, tokenizer)
+    a = engine.add(Request(ids, max_tokens=64))
+    while engine.busy:
+        for event in engine.step():
+            print(event.text, end="")
 
-Requests of similar length run together in batches of bounded size; every reply is what its request
-alone would give. Left out: a new request joining a running batch, and reuse of shared prefixes.
+Requests join and leave between steps (continuous batching), prompts are read in pieces beside those
+that decode, equal beginnings are computed once, and the cache keeps to its memory. Every reply is
+what its request alone would give. One thread at a time may use an engine.
 """
 
-import math
-from collections.abc import Generator, Iterator, Sequence
+import os
+from collections import deque
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from herdling.errors import Error
-from herdling.infer.request import Completion, Event, FinishReason, Request, check
-from herdling.infer.runner import Batch
-from herdling.infer.sampler import Sampler, choose
-from herdling.infer.stopping import StoppingText
+import torch
+from torch import Tensor
+
+from herdling.errors import ConfigError, Error, InputError
+from herdling.infer.pages import Layers, Pages, Store
+from herdling.infer.request import Completion, Event, PromptToken, Request, Stats, check
+from herdling.infer.runner import Runner
+from herdling.infer.sampler import choose, log_probs_of, top_of
+from herdling.infer.scheduler import Piece, Scheduler
+from herdling.infer.sequence import Sequence as Running
 from herdling.inputs.tokenizer import Tokenizer
 from herdling.model.llama import LanguageModel
 
+if TYPE_CHECKING:
+    from herdling.infer.grammar import GrammarCompiler
+
+SCORED_AT_ONCE = 256
+"""Prompt positions whose logits are in memory at once."""
+
 
 class Engine:
-    """Generates with one model. It holds no state between calls."""
+    """Generates with one model."""
 
     def __init__(
         self,
         model: LanguageModel,
         tokenizer: Tokenizer,
         *,
-        max_rows: int = 64,
-        max_columns: int = 2**16,
-        prefill_tokens: int = 4096,
+        memory: int | None = None,
+        max_running: int = 64,
+        step_tokens: int = 512,
+        reuse: bool = True,
     ) -> None:
         """
         Args:
-            max_rows: most requests in a batch.
-            max_columns: most positions in the cache of a batch, all rows together; a single
-                request may need more.
-            prefill_tokens: tokens that one call of the model reads of the prompts.
+            memory: bytes for keys and values; None takes a quarter of what is free when the first
+                request comes, or less if so much could never be used.
+            max_running: most requests that decode together.
+            step_tokens: most tokens of a step: one for each request that decodes, the rest
+                for prompts.
+            reuse: keep the keys and values of past requests for prompts that begin the same.
         """
+        for name, value in (("max_running", max_running), ("step_tokens", step_tokens)):
+            if value < 1:
+                raise ConfigError(f"{name} is {value}; it must be at least 1")
         self.model, self.tokenizer = model, tokenizer
-        self.max_rows, self.max_columns = max_rows, max_columns
-        self.prefill_tokens = prefill_tokens
+        self._memory, self._max_running = memory, max_running
+        self._step_tokens, self._reuse = step_tokens, reuse
+        self._compiler: GrammarCompiler | None = None
+        self._next = 0
+        self._ended: deque[Event] = deque()
+        self._counts = dict.fromkeys(("prompt", "cached", "new", "steps", "finished"), 0)
+        self._load: Tensor | None = None
+        self._open: tuple[Scheduler, Runner] | None = None
+        self._weights: list[tuple] = []
+
+    # The store is made with the first request: a model may be loaded for its weights alone.
+    def _ready(self) -> tuple[Scheduler, Runner]:
+        if self._open is None:
+            self._weights = self._fingerprint()
+            weight = next(self.model.parameters())
+            config = self.model.config.text
+            budget = self._memory
+            if budget is None:
+                layers = Layers(config)
+                size = layers.units * layers.slot_size * weight.dtype.itemsize
+                longest = config.max_position_embeddings + self._step_tokens
+                budget = min(_free(weight.device) // 4, 2 * self._max_running * longest * size)
+            store = Store(config, budget, weight.dtype, weight.device)
+            pages = Pages(store.pages)
+            scheduler = Scheduler(store, pages, self._max_running, self._step_tokens, self._reuse)
+            self._open = scheduler, Runner(self.model, store)
+        return self._open
+
+    @property
+    def _grammars(self) -> "GrammarCompiler":
+        if self._compiler is None:
+            from herdling.infer.grammar import GrammarCompiler  # needs an extra
+
+            self._compiler = GrammarCompiler(self.tokenizer, self.model.config.text.vocab_size)
+        return self._compiler
+
+    def _fingerprint(self) -> list[tuple]:
+        """Changes with every weight that moves, changes type or is written to in place."""
+        return [(p.data_ptr(), p.dtype, p._version) for p in self.model.parameters()]
+
+    def _notice_new_weights(self) -> None:
+        """Keys and values of other weights are worth nothing; one of another type needs a new store."""
+        if self._open is None or self.busy or self._fingerprint() == self._weights:
+            return
+        self.forget()
+        if self._open[1].store.dtype != next(self.model.parameters()).dtype:
+            self._open = None
+        else:
+            self._weights = self._fingerprint()
+
+    def check(self, request: Request) -> None:
+        """Raise InputError (ConfigError for settings) unless `add` would take the request."""
+        check(request, self.model.config)
+        if request.adapter is not None:
+            raise InputError(f"adapter {request.adapter!r} is not loaded; there are none")
+        if request.grammar is not None:
+            self._grammars.check(request.grammar)
+        longest = self.model.config.text.max_position_embeddings
+        self._ready()[0].check(min(len(request.ids) + request.max_tokens, longest))
+
+    def add(self, request: Request) -> int:
+        """Put a request into the queue; returns the index that its events will carry.
+
+        Raises InputError (ConfigError for settings) for one that cannot be taken.
+        """
+        self._notice_new_weights()
+        self.check(request)
+        scheduler, runner = self._ready()
+        index, self._next = self._next, self._next + 1
+        sequence = Running(
+            index, request, self.model.config, self.tokenizer, runner.store, scheduler.pages
+        )
+        if request.grammar is not None:
+            sequence.matcher = self._grammars.matcher(request.grammar, request.stop_ids)
+        scheduler.add(sequence)
+        return index
+
+    def cancel(self, index: int) -> None:
+        """End a request; its last event comes with the next step. Ended ones are left alone."""
+        sequence = self._open and self._open[0].remove(index)
+        if sequence:
+            self._counts["finished"] += 1
+            self._ended.append(sequence.end("cancelled"))
+
+    @property
+    def busy(self) -> bool:
+        """Whether another step would bring anything."""
+        scheduler = self._open and self._open[0]
+        return bool(self._ended or (scheduler and (scheduler.running or scheduler.waiting)))
+
+    @torch.inference_mode()
+    def step(self) -> list[Event]:
+        """Compute one step; returns what it brought, in the order of the requests' rank."""
+        events = list(self._ended)
+        self._ended.clear()
+        scheduler, runner = self._ready()
+        pieces = scheduler.plan()
+        if not pieces:
+            return events
+        hidden, routes = runner.run(pieces)
+        self._count(pieces, routes)
+        ready: list[tuple[Running, Tensor]] = []
+        offset = 0
+        for piece in pieces:
+            a, offset = offset, offset + len(piece.tokens)
+            sequence = piece.sequence
+            if sequence.request.want_experts and routes is not None:
+                sequence.routes.append(routes[:, a:offset].transpose(0, 1).to(torch.int16).cpu())
+            if sequence.request.prompt_logprobs is not None and piece.start < sequence.prompt:
+                self._score(piece, hidden[a:offset])
+            sequence.memory.advance(piece.end, self._reuse)
+            if piece.last:
+                ready.append((sequence, hidden[offset - 1]))
+        events += self._sample(ready)
+        return events
+
+    def _sample(self, ready: Sequence[tuple[Running, Tensor]]) -> list[Event]:
+        """The next token of every sequence whose tokens are all computed."""
+        runner = self._ready()[1]
+        events = []
+        for sequence, _ in ready:
+            if sequence.room == 0:
+                events.append(self._retire(sequence, sequence.end("length")))
+        ready = [(sequence, row) for sequence, row in ready if sequence.room]
+        if not ready:
+            return events
+        logits = runner.logits(torch.stack([row for _, row in ready]))
+        masks = None
+        if any(sequence.matcher for sequence, _ in ready):
+            masks = [sequence.matcher and sequence.matcher.apply for sequence, _ in ready]
+        tokens, logprobs = choose(logits, [sequence.sampler for sequence, _ in ready], masks)
+        wanted = [sequence.request.top_logprobs for sequence, _ in ready]
+        tops = top_of(logits, wanted) if any(wanted) else [[]] * len(ready)
+        for (sequence, _), token, logprob, top in zip(ready, tokens, logprobs, tops, strict=True):
+            try:
+                complete = sequence.accept(token)
+                event = sequence.take(token, logprob, top, complete)
+            except Error as problem:
+                event = Event(sequence.index, None, 0.0, "", error=problem)
+            self._counts["new"] += 1
+            if event.completion is not None or event.error is not None:
+                self._retire(sequence, event)
+            events.append(event)
+        return events
+
+    def _retire(self, sequence: Running, event: Event) -> Event:
+        self._ready()[0].retire(sequence)
+        self._counts["finished"] += 1
+        return event
+
+    def _score(self, piece: Piece, hidden: Tensor) -> None:
+        """Log-probs of the prompt tokens that follow the piece's positions."""
+        sequence, runner = piece.sequence, self._ready()[1]
+        first, end = max(piece.start, len(sequence.prompt_tokens) - 1), sequence.prompt - 1
+        top = sequence.request.prompt_logprobs or 0
+        for a in range(first, min(piece.end, end), SCORED_AT_ONCE):
+            b = min(a + SCORED_AT_ONCE, piece.end, end)
+            logits = runner.logits(hidden[a - piece.start : b - piece.start])
+            targets = torch.tensor(sequence.ids[a + 1 : b + 1])
+            own, ids, values = log_probs_of(logits, targets, top)
+            for i, token in enumerate(targets.tolist()):
+                best = list(zip(ids[i].tolist(), values[i].tolist(), strict=True))
+                sequence.prompt_tokens.append(PromptToken(token, own[i].item(), best))
+
+    def _count(self, pieces: Sequence[Piece], routes: Tensor | None) -> None:
+        counts = self._counts
+        counts["steps"] += 1
+        for piece in pieces:
+            sequence = piece.sequence
+            if piece.start == sequence.cached and piece.start < sequence.prompt:
+                counts["cached"] += sequence.cached
+                counts["prompt"] += sequence.prompt
+        if routes is not None:
+            if self._load is None:
+                experts = self.model.config.text.num_local_experts
+                self._load = torch.zeros(len(routes), experts, dtype=torch.int64)
+            flat = routes.flatten(1).cpu()
+            self._load.scatter_add_(1, flat, torch.ones_like(flat))
+
+    def forget(self) -> None:
+        """Drop what is kept for reuse. Changes of the weights are noticed when the engine is idle,
+        unless they go through `.data`, which torch does not count: then call this."""
+        if self._open:
+            self._open[0].pages.forget()
+
+    def stats(self) -> Stats:
+        """Where the engine stands, and its counts since it was made."""
+        scheduler, runner = self._ready()
+        pages, counts = scheduler.pages, self._counts
+        return Stats(
+            running=len(scheduler.running),
+            waiting=scheduler.waiting,
+            pages=pages.count,
+            pages_used=pages.count - pages.available,
+            pages_cached=pages.cached,
+            page_bytes=runner.store.page_bytes,
+            prompt_tokens=counts["prompt"],
+            cached_tokens=counts["cached"],
+            new_tokens=counts["new"],
+            steps=counts["steps"],
+            preemptions=scheduler.preemptions,
+            finished=counts["finished"],
+            expert_load=[] if self._load is None else self._load.tolist(),
+        )
 
     def run(self, requests: Sequence[Request]) -> list[Completion]:
         """The replies, in the order of the requests."""
@@ -51,93 +277,40 @@ class Engine:
         return [done[i] for i in range(len(requests))]
 
     def stream(self, requests: Sequence[Request]) -> Generator[Event, None, None]:
-        """One event a sampled token. Closing the iterator cancels what is left.
+        """Events of these requests as they come. Closing the iterator cancels what is left.
 
-        Raises InputError before anything runs if any request cannot be taken, and Error when the
-        model's logits are not finite.
+        Raises InputError before anything runs if any request cannot be taken, and a request's own
+        Error when it fails. Not for an engine that others use at the same time.
         """
         for i, request in enumerate(requests):
             try:
-                check(request, self.model.config)
+                self.check(request)
             except Error as problem:
                 if len(requests) == 1:
                     raise
                 raise type(problem)(f"prompts[{i}]: {problem}") from None
         return self._stream(requests)
 
-    def _stream(self, requests: Sequence[Request]) -> Generator[Event, None, None]:
-        for group in self._groups(requests):
-            rows = [_Row(i, requests[i], self._room(requests[i]), self.tokenizer) for i in group]
-            batch = Batch(self.model, [row.request for row in rows], self.prefill_tokens)
-            logits = batch.prefill()
-            while True:
-                active = [i for i, row in enumerate(rows) if row.completion is None]
-                chosen = logits if len(active) == len(rows) else logits[active]
-                tokens, logprobs = choose(chosen, [rows[i].sampler for i in active])
-                for i, token, logprob in zip(active, tokens, logprobs, strict=True):
-                    yield rows[i].take(token, logprob)
-                if all(row.completion is not None for row in rows):
-                    break
-                logits = batch.step([row.ids[-1] for row in rows])
-
-    def _room(self, request: Request) -> int:
-        """New tokens that the request may have."""
-        longest = self.model.config.text.max_position_embeddings
-        return min(request.max_tokens, longest - len(request.ids))
-
-    def _groups(self, requests: Sequence[Request]) -> Iterator[list[int]]:
-        """Indices that run together: neighbours in length, so that little padding is needed."""
-        group: list[int] = []
-        widest = 0
-        for i in sorted(range(len(requests)), key=lambda i: len(requests[i].ids)):
-            wide = max(widest, len(requests[i].ids) + self._room(requests[i]))
-            full = len(group) == self.max_rows or wide * (len(group) + 1) > self.max_columns
-            if group and full:
-                yield group
-                group, wide = [], len(requests[i].ids) + self._room(requests[i])
-            group.append(i)
-            widest = wide
-        if group:
-            yield group
+    def _stream(self, requests: Iterable[Request]) -> Generator[Event, None, None]:
+        place = {self.add(request): i for i, request in enumerate(requests)}
+        try:
+            while self.busy:
+                for event in self.step():
+                    if event.completion is not None or event.error is not None:
+                        i = place.pop(event.index)
+                    else:
+                        i = place[event.index]
+                    if event.error is not None:
+                        raise event.error
+                    yield replace(event, index=i)
+        finally:
+            for index in place:
+                self.cancel(index)
+            self._ended.clear()
 
 
-class _Row:
-    """A request under way."""
-
-    def __init__(self, index: int, request: Request, room: int, tokenizer: Tokenizer) -> None:
-        self.index, self.request, self.room = index, request, room
-        self.sampler = Sampler(request.sampling, request.seed)
-        self.sampler.see(request.ids)
-        self.ids: list[int] = []
-        self.completion: Completion | None = None
-        self._logprobs: list[float] = []
-        self._text = StoppingText(tokenizer, request.stop)
-        self._pieces: list[str] = []
-
-    def take(self, token: int, logprob: float) -> Event:
-        """Add a sampled token and say what it brought."""
-        if not math.isfinite(logprob):
-            raise Error(
-                f"the model's logits are not finite after {len(self.ids)} new tokens; check its "
-                "weights, or load it with dtype float32"
-            )
-        self.ids.append(token)
-        self._logprobs.append(logprob)
-        reason: FinishReason | None = None
-        text = ""
-        if token in self.request.stop_ids:
-            reason = "stop"
-        else:
-            text = self._text.push(token)
-            if not self._text.stopped and len(self.ids) == self.room:
-                reason = "length"
-        if reason is not None:
-            text += self._text.flush()
-        if self._text.stopped:
-            reason = "stop"
-        self._pieces.append(text)
-        if reason is not None:
-            self.completion = Completion(
-                "".join(self._pieces), self.ids, reason, len(self.request.ids), self._logprobs
-            )
-        return Event(self.index, token, logprob, text, self.completion)
+def _free(device: torch.device) -> int:
+    """Bytes of memory not in use."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -83,7 +83,7 @@ class Completion:
     prompt_tokens: int
     logprobs: list[float]
     """Natural log-probs of `ids`, from the raw logits."""
-    cached_tokens: int = 0
+    cached_tokens: int = field(default=0, compare=False)
     """Prompt tokens whose keys and values were there already."""
     top: list[Alternatives] = field(default_factory=list)
     """For each of `ids`, where `top_logprobs` asked for it."""
@@ -92,7 +92,7 @@ class Completion:
     experts: Tensor | None = None
     """(prompt and new tokens that the model read, MoE layers, k) int16, where `want_experts`; -1 for
     prompt tokens that were cached."""
-    timings: Timings | None = None
+    timings: Timings | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

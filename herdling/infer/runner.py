@@ -1,112 +1,240 @@
-"""Prompts that go through the model together: left-padded, prefilled in pieces, then token by token.
+"""One step of the model over pieces of many sequences, laid end to end: no padding outside attention.
 
-Padding stands at the left and is a document of its own, and each row counts its positions from its
-first real token, so a row computes what it would compute alone. Images are encoded once, tile by
-tile; a piece of the prefill takes the features of the patch tokens that lie in it, wherever it cuts.
-Rows of equal length need no padding and so no attention mask. Left out: dropping rows that are
-finished (their slot is computed to the end) and sharing prefixes.
+Everything but attention works on (1, N) tokens, whoever they belong to. In attention each token sees
+its own sequence: sequences with one new token are batched, neighbours in length together; a longer
+piece goes by itself, its past read from the store and its new keys taken as they are.
 
-Shape letters: B rows, T columns of the padded prompts, D model width, V vocabulary.
+Shape letters: N tokens of the step, D model width, H query heads, KV key-value heads, d head width,
+R rows whose logits are wanted, V vocabulary, k experts a token.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from herdling.infer.request import Request
-from herdling.model.cache import Cache
-from herdling.model.llama import LanguageModel, MultimodalLM, decoder_of
+from herdling.infer.pages import Store, Track
+from herdling.infer.scheduler import Piece
+from herdling.kernels.attention import attend_causal, attend_chunked, attend_last, attend_past
+from herdling.model.config import TextConfig
+from herdling.model.llama import LanguageModel, MultimodalLM, Places, Router, decoder_of
 
 ENCODER_TOKENS = 2**14
 """Patches that the vision encoder takes at once, which bounds its memory."""
-MASK_ENTRIES = 2**26
-"""Queries times keys of one piece of the prefill, which bounds the attention mask."""
+WASTE = 2
+"""Sequences are padded to one length while the longest has at most so many times the shortest's."""
+SHORT = 128
+"""Below this length padding costs less than another call."""
 
 
-class Batch:
-    """The running state of some requests: call `prefill` once, then `step` again and again."""
+class Runner:
+    """Runs pieces through a model over one store."""
 
-    def __init__(self, model: LanguageModel, requests: Sequence[Request], piece: int) -> None:
-        """`piece` bounds the tokens (rows times columns) of one call in the prefill."""
-        self.model = model
-        self.cache = Cache(model.config.text)
+    def __init__(self, model: LanguageModel, store: Store) -> None:
+        self.model, self.store = model, store
         self._decoder = decoder_of(model)
-        device = next(model.parameters()).device
-        lengths = [len(request.ids) for request in requests]
-        longest = max(lengths)
-        self._columns = max(1, piece // len(requests))
-        rows = [[0] * (longest - len(request.ids)) + list(request.ids) for request in requests]
-        self._ids = torch.tensor(rows, device=device)  # (B, T)
-        pad = torch.tensor([longest - n for n in lengths], device=device)[:, None]
-        at = torch.arange(longest, device=device)[None] - pad  # (B, T), negative in the padding
-        self._real = at >= 0
-        self._padded = min(lengths) < longest
-        self._positions = at.clamp(min=0)
-        self._next = torch.tensor(lengths, device=device)[:, None]  # (B, 1)
-        tiles = [request.tiles for request in requests if request.tiles is not None]
-        self._features: Tensor | None = None
-        if tiles and isinstance(model, MultimodalLM):
-            self._features = encode(model, torch.cat(tiles))  # (patches of all rows, D)
-            slots = self._slots(self._ids, self._real)
-            self._feature_of = slots.flatten().cumsum(0).view_as(slots) - 1  # (B, T)
+        self._layers = [Layer(store, *place) for place in store.layers.places]
+        self._routers = [m for m in self._decoder.modules() if isinstance(m, Router)]
 
-    @torch.no_grad()
-    def prefill(self) -> Tensor:
-        """Read the prompts; returns the logits (B, V) float32 of the first new token."""
-        B, T = self._ids.shape
-        b = 0
-        while True:
-            a, room = b, max(1, MASK_ENTRIES // (B * (b + self._columns)))
-            b = min(a + min(self._columns, room), T)
-            out = self._decoder.decode(
-                self._embed(a, b),
-                *self._places(self._positions[:, a:b], self._real[:, a:b]),
-                self.cache,
-                _last_logits if b == T else _nothing,
-            )
-            if b == T:
-                return out
+    @property
+    def device(self) -> torch.device:
+        return self._decoder.lm_head.weight.device
 
-    @torch.no_grad()
-    def step(self, tokens: Sequence[int]) -> Tensor:
-        """Append one token a row; returns the logits (B, V) float32 of the next."""
-        ids = torch.tensor(tokens, device=self._ids.device)[:, None]
-        places = self._places(self._next, torch.ones_like(self._next, dtype=torch.bool))
-        self._next = self._next + 1
-        return self._decoder.decode(
-            self._decoder.model.embed_tokens(ids), *places, self.cache, _last_logits
-        )
+    def run(self, pieces: Sequence[Piece]) -> tuple[Tensor, Tensor | None]:
+        """Compute the pieces; returns hidden states (N, D), their tokens in the order of `pieces`.
 
-    def _places(self, positions: Tensor, real: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Positions and documents, or neither when every row stands at the cache's own length."""
-        return (positions, real.long() - 1) if self._padded else (None, None)
-
-    def _slots(self, ids: Tensor, real: Tensor) -> Tensor:
-        return (ids == self.model.config.image_token_index) & real
-
-    def _embed(self, a: int, b: int) -> Tensor:
-        ids = self._ids[:, a:b]
+        Also returns the experts chosen, (MoE layers, N, k), or None for a model without MoE layers.
+        """
+        tokens = [token for piece in pieces for token in piece.tokens]
+        ids = torch.tensor(tokens, device=self.device)
         x = self._decoder.model.embed_tokens(ids)
-        if self._features is not None:
-            slots = self._slots(ids, self._real[:, a:b])
-            x[slots] = self._features[self._feature_of[:, a:b][slots]].to(x.dtype)
-        return x
+        self._put_images(x, pieces)
+        at = Ragged(self.model.config.text, self.store, pieces, self.device)
+        with self._watching() as routes:
+            hidden = self._decoder.model.blocks(x[None], at, self._layers)
+        return hidden[0], torch.stack(routes) if routes else None
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(R, D) -> (R, V) float32."""
+        return self._decoder.lm_head(self._decoder.model.norm(hidden)).float()
+
+    def _put_images(self, x: Tensor, pieces: Sequence[Piece]) -> None:
+        """Write the features of patch tokens over their embeddings; tiles are encoded as needed."""
+        needed = [
+            (piece.sequence.images, tile)
+            for piece in pieces
+            for tile in piece.sequence.images.needed(piece.start, piece.end)
+        ]
+        if needed and isinstance(self.model, MultimodalLM):
+            pixels = torch.stack([images.tile(n) for images, n in needed])
+            for (images, tile), features in zip(needed, encode(self.model, pixels), strict=True):
+                images.features[tile] = features
+        offset = 0
+        for piece in pieces:
+            images = piece.sequence.images
+            for patch in range(*images.span(piece.start, piece.end)):
+                tile, row = divmod(patch, images.a_tile)
+                place = offset + images.at[patch] - piece.start
+                x[place] = images.features[tile][row].to(x.dtype)
+            images.drop_before(piece.end)
+            offset += len(piece.tokens)
+
+    @contextmanager
+    def _watching(self) -> Iterator[list[Tensor]]:
+        """Collect the experts (N, k) that each router chooses, in the order of the layers."""
+        routes: list[Tensor] = []
+        hooks = [
+            router.register_forward_hook(lambda _, __, out: routes.append(out[0]))
+            for router in self._routers
+        ]
+        try:
+            yield routes
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+class Layer:
+    """One layer's part of the store."""
+
+    def __init__(self, store: Store, local: bool, unit: int, share: int) -> None:
+        self.store, self.unit = store, unit
+        self.offset = share * store.layers.local_tokens if local else 0
+        """Slots are counted from the first of the layers that share a unit."""
+
+
+class Ragged(Places):
+    """Pieces of sequences, end to end."""
+
+    def __init__(
+        self, config: TextConfig, store: Store, pieces: Sequence[Piece], device: torch.device
+    ) -> None:
+        positions = [p for piece in pieces for p in range(piece.start, piece.end)]
+        super().__init__(config, torch.tensor([positions], device=device))
+        memories = [piece.sequence.memory for piece in pieces]
+        self._kinds = {
+            local: Kind(pieces, tracks, self.chunk if local else None, device)
+            for local, tracks in (
+                (False, [m.whole for m in memories]),
+                (True, [m.local for m in memories]),
+            )
+        }
+        if self.chunk is None or not store.layers.has_local:
+            self._kinds[True] = self._kinds[False]
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, local: bool, cache: Layer) -> Tensor:
+        return self._kinds[local].attend(q, k, v, cache)
+
+
+class Kind:
+    """What the tokens of a step see in the layers of one kind."""
+
+    def __init__(
+        self,
+        pieces: Sequence[Piece],
+        tracks: Sequence[Track | None],
+        chunk: int | None,
+        device: torch.device,
+    ) -> None:
+        self.chunk = chunk
+        self._long: list[tuple[int, int, Tensor]] = []
+        new, single = [], []
+        offset = 0
+        for piece, track in zip(pieces, tracks, strict=True):
+            if track is None:
+                return  # the model has no layer of this kind
+            first = piece.start // chunk * chunk if chunk else 0
+            new.append(track.slots(piece.start, piece.end))
+            if len(piece.tokens) == 1:
+                single.append((offset, track.slots(first, piece.end)))
+            else:
+                past = track.slots(first, piece.start).to(device)
+                self._long.append((offset, offset + len(piece.tokens), past))
+            offset += len(piece.tokens)
+        self._new = torch.cat(new).to(device)
+        self._batches = list(_batches(single, device))
+        self._plain = not self._long and len(self._batches) == 1
+        """Whether one batch in the order of the tokens is all there is."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, cache: Layer) -> Tensor:
+        """q (1, N, H, d), k and v (1, N, KV, d) -> (1, N, H, d)."""
+        store, unit, shift = cache.store, cache.unit, cache.offset
+        store.write(unit, self._new + shift if shift else self._new, k[0], v[0])
+        if self._plain:
+            return self._last(q[0], self._batches[0], cache)[None]
+        out = torch.empty_like(q)
+        for batch in self._batches:
+            out[0, batch.rows] = self._last(q[0, batch.rows], batch, cache)
+        for a, b, past in self._long:
+            mine, new = q[:, a:b], (k[:, a:b], v[:, a:b])
+            out[:, a:b] = self._behind(mine, *new, self._past(store, unit, past + shift))
+        return out
+
+    def _last(self, q: Tensor, batch: "Batch", cache: Layer) -> Tensor:
+        """One new token a sequence: q (b, H, d) -> (b, H, d)."""
+        keys, values = cache.store.read(cache.unit, (batch.slots + cache.offset).flatten())
+        shape = (*batch.slots.shape, *keys.shape[1:])
+        return attend_last(q[:, None], keys.view(shape), values.view(shape), batch.seen)[:, 0]
+
+    def _past(self, store: Store, unit: int, slots: Tensor) -> tuple[Tensor, Tensor] | None:
+        n = len(slots)
+        if n == 0:
+            return None
+        first = int(slots[0])
+        if int(slots[-1]) - first == n - 1 and bool((slots[1:] > slots[:-1]).all()):
+            keys, values = store.view(unit, first, first + n)
+        else:
+            keys, values = store.read(unit, slots)
+        return keys[None], values[None]
+
+    def _behind(
+        self, q: Tensor, k: Tensor, v: Tensor, past: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
+        if self.chunk is not None:
+            if past is not None:
+                k, v = (torch.cat(pair, 1) for pair in zip(past, (k, v), strict=True))
+            return attend_chunked(q, k, v, self.chunk)
+        return attend_causal(q, k, v) if past is None else attend_past(q, past, k, v)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sequences with one new token each and like length."""
+
+    rows: Tensor
+    """(b,) their tokens in the step."""
+    slots: Tensor
+    """(b, T) all they see, padded with 0, the page of zeros."""
+    seen: Tensor | None
+    """(b, T) bool, False in the padding."""
+
+
+def _batches(single: list[tuple[int, Tensor]], device: torch.device) -> Iterator[Batch]:
+    """Batches of (row, slots) pairs; little is padded. One batch keeps the order of the rows."""
+    longest = max((len(slots) for _, slots in single), default=0)
+    if longest > max(SHORT, WASTE * min((len(slots) for _, slots in single), default=0)):
+        single = sorted(single, key=lambda entry: len(entry[1]))
+    while single:
+        most = max(SHORT, WASTE * len(single[0][1]))
+        batch = [entry for entry in single if len(entry[1]) <= most]
+        single = single[len(batch) :]
+        lengths = [len(slots) for _, slots in batch]
+        slots = torch.zeros(len(batch), max(lengths), dtype=torch.int64)
+        for i, (_, own) in enumerate(batch):
+            slots[i, : len(own)] = own
+        seen = None
+        if min(lengths) < max(lengths):
+            seen = torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
+            seen = seen.to(device)
+        yield Batch(torch.tensor([row for row, _ in batch], device=device), slots.to(device), seen)
 
 
 @torch.no_grad()
 def encode(model: MultimodalLM, tiles: Tensor) -> Tensor:
-    """Image features in the decoder's width: tiles (n, 3, S, S) -> (n * tokens_per_tile, D)."""
+    """Image features in the decoder's width: tiles (n, 3, S, S) -> (n, tokens_per_tile, D)."""
     vision, device = model.config.vision, next(model.parameters()).device
     assert vision is not None
     at_once = max(1, ENCODER_TOKENS // (vision.grid**2 + 1))
-    return torch.cat([model.encode(part.to(device)) for part in tiles.split(at_once)]).flatten(0, 1)
-
-
-def _last_logits(hidden: Tensor, head: nn.Linear) -> Tensor:
-    return head(hidden[:, -1]).float()
-
-
-def _nothing(hidden: Tensor, head: nn.Linear) -> Tensor:
-    """Pieces before the last one are read for the cache alone."""
-    return hidden[:, :0]
+    return torch.cat([model.encode(part.to(device)) for part in tiles.split(at_once)])

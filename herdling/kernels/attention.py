@@ -5,6 +5,9 @@ Three cases, from cheap to general:
 - chunked: the rows are folded, chunk by chunk, into the batch, so local layers cost T * chunk
   instead of T * T and need no mask;
 - anything else (packed documents, padding, batches at unequal positions): a boolean mask.
+
+Two more serve an engine whose keys lie in a store: `attend_last` for one new token a row, and
+`attend_past` for new tokens behind a long past, merged from two parts so that no mask is made.
 """
 
 import torch
@@ -95,3 +98,45 @@ def attend_chunked(q: Tensor, k: Tensor, v: Tensor, chunk: int) -> Tensor:
     if tail < Tq:
         pieces.append(attend_causal(q[:, tail:], k[:, cached + tail :], v[:, cached + tail :]))
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1)
+
+
+def attend_last(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None) -> Tensor:
+    """One query a row: q (B, 1, H, d), k and v (B, T, KV, d), seen (B, T) bool -> (B, 1, H, d).
+
+    The query heads of a KV head lie along the query axis, so keys are never repeated.
+    """
+    B, _, H, d = q.shape
+    rows = q.reshape(B, k.shape[2], -1, d)  # (B, KV, groups, d)
+    mask = None if seen is None else seen[:, None, None, :]
+    k, v = k.transpose(1, 2), v.transpose(1, 2)
+    return F.scaled_dot_product_attention(rows, k, v, attn_mask=mask).reshape(B, 1, H, d)
+
+
+def attend_past(q: Tensor, past: tuple[Tensor, Tensor], k: Tensor, v: Tensor) -> Tensor:
+    """New tokens behind a past that all of them see: q (1, T, H, d), past (1, P, KV, d) twice.
+
+    k and v (1, T, KV, d) are of the new tokens. Attention over each part is weighed by its share of
+    the softmax's denominator (as FlashDecoding does), so memory is linear in P + T.
+    """
+    if q.device.type != "cpu":
+        keys, values = (torch.cat(pair, 1) for pair in zip(past, (k, v), strict=True))
+        return attend_causal(q, keys, values)
+    T, H, d = q.shape[1:]
+    KV = k.shape[2]
+    heads = q.transpose(1, 2)  # (1, H, T, d)
+    near, near_weight = _flash(heads, *(_repeat(t, H // KV) for t in (k, v)), causal=True)
+    folded = q.view(1, T, KV, H // KV, d).permute(0, 2, 3, 1, 4).reshape(1, KV, -1, d)
+    far, far_weight = _flash(folded, *(t.transpose(1, 2) for t in past), causal=False)
+    far, far_weight = far.reshape(1, H, T, d), far_weight.reshape(1, H, T)
+    share = torch.sigmoid(far_weight - near_weight)[..., None]
+    out = near.float().lerp(far.float(), share)
+    return out.to(q.dtype).transpose(1, 2)
+
+
+def _repeat(t: Tensor, groups: int) -> Tensor:
+    return t.transpose(1, 2).repeat_interleave(groups, 1)
+
+
+def _flash(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+    """(.., H, T, d) -> the same, and the log of the softmax's denominator (.., H, T)."""
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from herdling.errors import Error, InputError
+from herdling.errors import ConfigError, Error, InputError
 
 if TYPE_CHECKING:
     from herdling.infer.lm import LM
@@ -83,6 +83,8 @@ class Session:
         from herdling.infer.sampler import check_seed
 
         check_seed(config.seed)
+        if config.max_tokens < 1:
+            raise ConfigError(f"max_tokens is {config.max_tokens}; it must be at least 1")
         self._lm, self._config = lm, config
         self._seed = int.from_bytes(os.urandom(6)) if config.seed is None else config.seed
         self.messages: list[dict[str, Any]] = []

@@ -92,18 +92,15 @@ def test_batched_with_other_lengths(lm):
 
 def test_batched_at_equal_lengths_needs_no_mask(lm, monkeypatch):
     requests = [prompt(lm, 11, seed) for seed in range(4)]
-    batches = []
-    start = runner.Batch.__init__
-
-    def watch(self, *args):
-        start(self, *args)
-        batches.append(self)
-
-    monkeypatch.setattr(runner.Batch, "__init__", watch)
+    masks = []
+    attend = runner.attend_last
+    monkeypatch.setattr(
+        runner, "attend_last", lambda q, k, v, seen: masks.append(seen) or attend(q, k, v, seen)
+    )
     for request, reply in zip(requests, lm.engine.run(requests), strict=True):
         assert_greedy(lm, request, reply.ids)
-    assert len(batches) == 1
-    assert batches[0].cache.positions is None
+    assert len(masks) == (NEW - 1) * lm.config.text.num_hidden_layers
+    assert all(seen is None for seen in masks)
 
 
 @settings(max_examples=25, deadline=None)
@@ -111,7 +108,7 @@ def test_batched_at_equal_lengths_needs_no_mask(lm, monkeypatch):
 def test_prefill_at_any_split(plain_lm, piece, rows):
     lm = plain_lm
     requests = [mixed(lm)[i] for i in rows]
-    engine = Engine(lm.model, lm.tokenizer, prefill_tokens=piece * len(rows))
+    engine = Engine(lm.model, lm.tokenizer, step_tokens=piece)
     whole = lm.engine.run(requests)
     for request, got, want in zip(requests, engine.run(requests), whole, strict=True):
         assert got.ids == want.ids
@@ -119,30 +116,11 @@ def test_prefill_at_any_split(plain_lm, piece, rows):
         assert_greedy(lm, request, got.ids)
 
 
-@pytest.mark.parametrize("limits", [dict(max_rows=1), dict(max_rows=3), dict(max_columns=40)])
-def test_many_batches_keep_the_order(lm, limits):
+@pytest.mark.parametrize("limits", [dict(max_running=1), dict(max_running=3), dict(reuse=False)])
+def test_limits_change_no_reply(lm, limits):
     requests = mixed(lm)
     engine = Engine(lm.model, lm.tokenizer, **limits)
     assert [r.ids for r in engine.run(requests)] == [r.ids for r in lm.engine.run(requests)]
-
-
-def test_a_mask_that_grows_too_large_shortens_the_pieces(plain_lm, monkeypatch):
-    request = prompt(plain_lm, 50)
-    want = plain_lm.engine.run([request])[0].ids
-    columns = []
-    decode = runner.Batch._embed
-
-    def watch(self, a, b):
-        columns.append(b - a)
-        return decode(self, a, b)
-
-    monkeypatch.setattr(runner.Batch, "_embed", watch)
-    monkeypatch.setattr(runner, "MASK_ENTRIES", 160)
-    engine = Engine(plain_lm.model, plain_lm.tokenizer, prefill_tokens=10)
-    assert engine.run([request])[0].ids == want
-    assert sum(columns) == 50
-    assert columns[:3] == [10, 8, 5]  # 160 // (columns before + 10)
-    assert columns == sorted(columns, reverse=True)
 
 
 def test_tiles_are_encoded_once_and_in_bounded_numbers(plain_lm, monkeypatch):
@@ -155,7 +133,7 @@ def test_tiles_are_encoded_once_and_in_bounded_numbers(plain_lm, monkeypatch):
     )
     monkeypatch.setattr(runner, "ENCODER_TOKENS", 2 * 65)
     requests = mixed(plain_lm)
-    plain_lm.engine.run(requests)
+    Engine(plain_lm.model, plain_lm.tokenizer, step_tokens=7).run(requests)
     assert sum(sizes) == sum(len(r.tiles) for r in requests if r.tiles is not None)
     assert max(sizes) == 2
 
@@ -257,16 +235,14 @@ def test_events_add_up_to_the_completions(plain_lm):
     assert [done[i] for i in range(len(requests))] == want
 
 
-def test_closing_the_iterator_stops_the_model(plain_lm, monkeypatch):
-    steps = []
-    step = runner.Batch.step
-    monkeypatch.setattr(
-        runner.Batch, "step", lambda self, tokens: steps.append(1) or step(self, tokens)
-    )
-    with closing(plain_lm.engine.stream([replace(prompt(plain_lm, 9), max_tokens=99)])) as events:
+def test_closing_the_iterator_stops_the_model(plain_lm):
+    engine = Engine(plain_lm.model, plain_lm.tokenizer)
+    with closing(engine.stream([replace(prompt(plain_lm, 9), max_tokens=99)])) as events:
         for _ in range(3):
             next(events)
-    assert len(steps) == 2
+    assert engine.stats().steps == 3
+    assert engine.stats().pages_used == 0
+    assert not engine.busy
     assert next(events, None) is None
     assert torch.is_grad_enabled()
 

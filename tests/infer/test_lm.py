@@ -155,7 +155,7 @@ def scripted(lm, monkeypatch, ids: list[int]) -> None:
     """Let the model say exactly `ids`."""
     steps = iter(ids)
     monkeypatch.setattr(
-        "herdling.infer.engine.choose", lambda logits, samplers: ([next(steps)], [-0.5])
+        "herdling.infer.engine.choose", lambda logits, samplers, masks: ([next(steps)], [-0.5])
     )
 
 

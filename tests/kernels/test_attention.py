@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from herdling.kernels.attention import attend, attend_causal, attend_chunked
+from herdling.kernels.attention import (
+    attend,
+    attend_causal,
+    attend_chunked,
+    attend_last,
+    attend_past,
+)
 from herdling.kernels.reference import attention, visible
 
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2}
@@ -69,3 +75,26 @@ def test_chunked_and_causal_gradients(monkeypatch, dtype, small):
         assert (got - want).abs().max() <= TOLERANCE[dtype] * want.abs().max()
         for a, b in zip(*grads, strict=True):
             assert (a - b).abs().max() <= 2 * TOLERANCE[dtype] * b.abs().max()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize(("H", "KV"), [(4, 4), (4, 2), (6, 1)])
+def test_one_query_a_row_over_keys_of_unequal_number(dtype, H, KV):
+    q, k, v = qkv(3, 1, 11, H, KV, dtype)
+    seen = torch.arange(11)[None] < torch.tensor([[11], [4], [1]])
+    want = attention(q, k, v, seen[:, None])
+    got = attend_last(q, k, v, seen)
+    assert (got - want).abs().max() <= TOLERANCE[dtype] * want.abs().max()
+    plain = attend_last(q, k, v)
+    want = attention(q, k, v, torch.ones(3, 1, 11, dtype=torch.bool))
+    assert (plain - want).abs().max() <= TOLERANCE[dtype] * want.abs().max()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize(("H", "KV"), [(4, 4), (4, 2), (6, 1)])
+@pytest.mark.parametrize(("new", "past"), [(1, 1), (5, 3), (3, 40), (16, 129)])
+def test_new_tokens_behind_a_past(dtype, H, KV, new, past):
+    q, k, v = qkv(1, new, past + new, H, KV, dtype)
+    want = attention(q, k, v, mask_of(1, new, past + new))
+    got = attend_past(q, (k[:, :past], v[:, :past]), k[:, past:], v[:, past:])
+    assert (got - want).abs().max() <= TOLERANCE[dtype] * want.abs().max()

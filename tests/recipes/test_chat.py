@@ -143,7 +143,7 @@ def test_errors_of_one_shot_are_one_line(folder, tmp_path, capsys):
         ([str(tmp_path / "none"), "-p", "x"], 1, "no such folder"),
         ([folder, "-p", "x", "--temperature", "-1"], 2, "temperature is -1"),
         ([folder, "-p", "x", "--seed", "-1"], 2, "seed is -1"),
-        ([folder, "-p", "x", "--max-tokens", "0"], 1, "max_tokens is 0"),
+        ([folder, "-p", "x", "--max-tokens", "0"], 2, "max_tokens is 0"),
         ([folder, "-p", "x", "--dtype", "int3"], 2, "dtype is 'int3'"),
     ):
         assert main(["chat", *args]) == status
