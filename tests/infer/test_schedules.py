@@ -1,0 +1,259 @@
+"""Whatever the schedule, every reply is what its request alone would give, and no page is lost."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from herdling.errors import ConfigError, InputError
+from herdling.infer.engine import Engine
+from herdling.infer.lm import LM
+from herdling.infer.request import Event, Request
+from herdling.infer.sampler import Sampling
+from tests.infer.test_engine import assert_greedy, mixed, prompt
+
+
+def drain(engine: Engine, into: dict[int, list[Event]]) -> None:
+    for event in engine.step():
+        into.setdefault(event.index, []).append(event)
+
+
+def pool(lm: LM) -> list[Request]:
+    """Prompts of which several begin alike, some with images; replies across chunk boundaries."""
+    long = prompt(lm, 45, 7)
+    image = prompt(lm, 5, 3, ((1, 2),))
+    other = replace(image, tiles=-image.tiles)
+    return [
+        *mixed(lm),
+        long,
+        replace(long, ids=[*long.ids[:40], 1, 2, 3]),
+        replace(long, ids=long.ids[:24]),
+        other,
+        replace(long, max_tokens=21),
+    ]
+
+
+@pytest.fixture(scope="module")
+def alone(plain_lm) -> list[list[int]]:
+    engine = Engine(plain_lm.model, plain_lm.tokenizer, reuse=False)
+    replies = [engine.run([request])[0].ids for request in pool(plain_lm)]
+    for request, ids in zip(pool(plain_lm), replies, strict=True):
+        assert_greedy(plain_lm, request, ids)
+    return replies
+
+
+def page_bytes(lm: LM) -> int:
+    return Engine(lm.model, lm.tokenizer, memory=2**20).stats().page_bytes
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    arrivals=st.lists(st.tuples(st.integers(0, 11), st.integers(0, 4), st.integers(0, 2)), min_size=1, max_size=14),
+    cancels=st.lists(st.tuples(st.integers(0, 13), st.integers(0, 12)), max_size=3),
+    step_tokens=st.integers(1, 40),
+    pages=st.integers(14, 40),
+    max_running=st.integers(1, 8),
+    reuse=st.booleans(),
+)  # fmt: skip
+def test_any_schedule(plain_lm, alone, arrivals, cancels, step_tokens, pages, max_running, reuse):
+    lm, requests = plain_lm, pool(plain_lm)
+    # Pieces longer than a chunk hold more local pages at once.
+    pages += step_tokens // 8
+    engine = Engine(
+        lm.model, lm.tokenizer, memory=(pages + 1) * page_bytes(lm),
+        step_tokens=step_tokens, max_running=max_running, reuse=reuse,
+    )  # fmt: skip
+    events: dict[int, list[Event]] = {}
+    which, steps, gone = {}, 0, set()
+    for n, (choice, wait, priority) in enumerate(arrivals):
+        which[engine.add(replace(requests[choice], priority=priority))] = choice
+        for _ in range(wait):
+            drain(engine, events)
+            steps += 1
+        for index, at in cancels:
+            if at <= n and index in which and index not in gone:
+                engine.cancel(index)
+                gone.add(index)
+    for _ in range(3000):
+        if not engine.busy:
+            break
+        drain(engine, events)
+    assert not engine.busy
+    for index, choice in which.items():
+        seen = events[index]
+        reply = seen[-1].completion
+        assert reply is not None
+        assert all(event.completion is None for event in seen[:-1])
+        if reply.finish_reason == "cancelled":
+            assert index in gone
+            assert reply.ids == alone[choice][: len(reply.ids)]
+        else:
+            assert reply.ids == alone[choice]
+    stats = engine.stats()
+    assert (stats.running, stats.waiting, stats.pages_used) == (0, 0, 0)
+    assert stats.finished == len(which)
+
+
+def test_a_prefix_is_computed_once(plain_lm, alone):
+    engine = Engine(plain_lm.model, plain_lm.tokenizer)
+    long = pool(plain_lm)[7]
+    first, second = engine.run([long])[0], engine.run([long])[0]
+    # 24 positions of all layers are a page here; the last token is always computed.
+    assert (first.cached_tokens, second.cached_tokens) == (0, 24)
+    assert first.ids == second.ids == alone[7]
+    together = Engine(plain_lm.model, plain_lm.tokenizer).run([long] * 5)
+    assert [reply.cached_tokens for reply in together] == [0, 24, 24, 24, 24]
+    assert all(reply.ids == alone[7] for reply in together)
+
+
+def test_equal_tokens_with_other_pixels_share_nothing_behind_them(plain_lm, alone):
+    requests = pool(plain_lm)
+    engine = Engine(plain_lm.model, plain_lm.tokenizer)
+    image, other = requests[3], requests[10]
+    assert image.ids == other.ids
+    assert alone[3] != alone[10]
+    assert len(image.ids) > 48
+    for _ in range(2):
+        assert engine.run([image])[0].ids == alone[3]
+        assert engine.run([other])[0].ids == alone[10]
+    assert engine.run([image])[0].cached_tokens == 48
+
+
+def test_changed_weights_are_noticed(make_lm):
+    lm = make_lm()
+    request = pool(lm)[7]
+    lm.engine.run([request])
+    with torch.no_grad():
+        for parameter in lm.model.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.manual_seed(1)))
+    reply = lm.engine.run([request])[0]
+    assert reply.cached_tokens == 0
+    assert_greedy(lm, request, reply.ids)
+
+
+def test_local_layers_hold_one_chunk(make_lm):
+    """With all layers local, a reply needs the same few pages however long it is."""
+    lm = make_lm(no_rope_layers=(1, 1, 1, 1))
+    engine = Engine(lm.model, lm.tokenizer, reuse=False, step_tokens=8)
+    used = set()
+    engine.add(replace(prompt(lm, 30), max_tokens=60))
+    while engine.busy:
+        engine.step()
+        used.add(engine.stats().pages_used)
+    assert max(used) <= 1  # a chunk is 8 positions, and so is a page
+
+
+def test_a_long_prompt_does_not_stall_others(plain_lm):
+    engine = Engine(plain_lm.model, plain_lm.tokenizer, step_tokens=8)
+    long = engine.add(replace(prompt(plain_lm, 200), max_tokens=2))
+    engine.step()
+    short = engine.add(replace(prompt(plain_lm, 6), max_tokens=5))
+    gaps, steps, done = [], 0, []
+    while engine.busy:
+        steps += 1
+        for event in engine.step():
+            if event.index == short:
+                gaps.append(steps)
+            if event.completion:
+                done.append(event.index)
+    assert gaps == [2, 3, 4, 5, 6]  # half of each step, then a token in every one
+    assert done == [short, long]
+
+
+def test_whoever_comes_first_takes_pages_from_who_comes_later(plain_lm):
+    """Two replies grow until only one fits: the later one waits, starts again, and is the same."""
+    lm = plain_lm
+    requests = [replace(prompt(lm, 20, seed), max_tokens=60) for seed in (1, 2)]
+    engine = Engine(lm.model, lm.tokenizer, memory=9 * page_bytes(lm), step_tokens=16)
+    which = [engine.add(replace(r, priority=-i)) for i, r in enumerate(requests)]
+    events: dict[int, list[Event]] = {}
+    ended = []
+    while engine.busy:
+        before = len(ended)
+        drain(engine, events)
+        ended += [
+            i
+            for i in which
+            if i not in ended and events.get(i, [None])[-1] and events[i][-1].completion
+        ]
+        assert len(ended) - before <= 1
+    assert engine.stats().preemptions > 0
+    assert ended == which[::-1]
+    for index, request in zip(which, requests, strict=True):
+        assert_greedy(lm, request, events[index][-1].completion.ids)
+        assert [event.token for event in events[index]] == events[index][-1].completion.ids
+
+
+def test_memory_too_small_is_said_at_once(plain_lm):
+    size = page_bytes(plain_lm)
+    engine = Engine(plain_lm.model, plain_lm.tokenizer, memory=6 * size, step_tokens=8)
+    with pytest.raises(InputError, match=r"need .* MiB of cache, .* MiB are there"):
+        engine.add(replace(prompt(plain_lm, 9), max_tokens=200))
+    with pytest.raises(ConfigError, match="memory is 10 bytes; the cache needs at least"):
+        Engine(plain_lm.model, plain_lm.tokenizer, memory=10).stats()
+
+
+def test_memory_is_kept_while_many_run(plain_lm, alone):
+    """Far more requests than fit: pages are never over-committed, and all replies come."""
+    size = page_bytes(plain_lm)
+    engine = Engine(plain_lm.model, plain_lm.tokenizer, memory=14 * size, step_tokens=16)
+    which = {engine.add(r): i for _ in range(4) for i, r in enumerate(pool(plain_lm))}
+    events: dict[int, list[Event]] = {}
+    while engine.busy:
+        drain(engine, events)
+        assert engine.stats().pages_used <= 13
+    for index, choice in which.items():
+        assert events[index][-1].completion.ids == alone[choice]
+
+
+def test_prompt_log_probs_are_those_of_the_plain_forward(plain_lm):
+    lm = plain_lm
+    request = replace(mixed(lm)[5], prompt_logprobs=2, max_tokens=0)
+    wide = Engine(lm.model, lm.tokenizer)
+    narrow = Engine(lm.model, lm.tokenizer, step_tokens=5)
+    full = lm.logits([request.ids], request.tiles)[0].log_softmax(-1)
+    for engine in (wide, narrow, wide):
+        reply = engine.run([mixed(lm)[1], request])[1]
+        assert (reply.ids, reply.finish_reason) == ([], "length")
+        assert reply.prompt is not None
+        assert reply.prompt[0] is None
+        assert len(reply.prompt) == len(request.ids)
+        for i, entry in enumerate(reply.prompt[1:]):
+            assert entry is not None
+            assert entry.token == request.ids[i + 1]
+            assert entry.logprob == pytest.approx(full[i, entry.token].item(), abs=1e-4)
+            values, ids = full[i].topk(2)
+            assert [id for id, _ in entry.top] == ids.tolist()
+            assert [value for _, value in entry.top] == pytest.approx(values.tolist(), abs=1e-4)
+
+
+def test_alternatives_of_new_tokens(plain_lm):
+    request = replace(prompt(plain_lm, 9), top_logprobs=3, sampling=Sampling(temperature=1.0))
+    other = prompt(plain_lm, 5, 1)
+    reply, plain = plain_lm.engine.run([request, other])
+    assert plain.top == []
+    whole = plain_lm.logits([[*request.ids, *reply.ids]])[0, 8:-1].log_softmax(-1)
+    for row, top, own, logprob in zip(whole, reply.top, reply.ids, reply.logprobs, strict=True):
+        values, ids = row.topk(3)
+        assert [id for id, _ in top] == ids.tolist()
+        assert [value for _, value in top] == pytest.approx(values.tolist(), abs=1e-4)
+        assert logprob == pytest.approx(row[own].item(), abs=1e-4)
+
+
+def test_experts_of_every_token(plain_lm):
+    lm = plain_lm
+    request = replace(mixed(lm)[3], want_experts=True)
+    reply = Engine(lm.model, lm.tokenizer, step_tokens=7).run([mixed(lm)[2], request])[1]
+    chosen = []
+    routers = [layer.feed_forward.router for layer in lm.model.language_model.model.layers]
+    hooks = [r.register_forward_hook(lambda _, __, out: chosen.append(out[0])) for r in routers]
+    lm.logits([[*request.ids, *reply.ids[:-1]]], request.tiles)
+    for hook in hooks:
+        hook.remove()
+    assert reply.experts is not None
+    assert torch.equal(reply.experts.long(), torch.stack(chosen, 1))
+    assert not any(r._forward_hooks for r in routers)
+    load = torch.tensor(lm.engine.stats().expert_load)
+    assert load.shape == (len(routers), lm.config.text.num_local_experts)
