@@ -21,6 +21,7 @@ VERBS = {
     "pretrain": "Train a model from random weights on packed documents, text and images mixed.",
     "sft": "Tune a model on conversations.",
     "chat": "Talk to a model in the terminal.",
+    "serve": "Serve a model over HTTP: OpenAI's API and others, and a page to chat in.",
     "evaluate": "Measure a model on the built-in tasks.",
     "export": "Write a model in another format, and compare it after re-loading.",
     "import-meta": "Turn Meta's consolidated checkpoint files into a model folder.",

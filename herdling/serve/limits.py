@@ -13,6 +13,8 @@ class Limits:
 
     body_bytes: int = 32 * 2**20
     """Largest request body."""
+    body_seconds: float = 60.0
+    """Longest time in which a body may come in."""
     prompt_tokens: int | None = None
     """Longest prompt; None leaves it to the model's context."""
     max_tokens: int | None = None

@@ -79,13 +79,13 @@ class Chat:
 
 @dataclass(frozen=True)
 class Token:
-    """A sampled token, or one of the prompt."""
+    """A sampled token."""
 
     id: int
     text: str
     """Its bytes as text; U+FFFD where they are no character by themselves."""
-    logprob: float | None
-    """Natural; None for the first token of a prompt."""
+    logprob: float
+    """Natural, of the raw logits."""
     top: "Alternatives"
 
 

@@ -8,14 +8,18 @@ async with await service.chat(chat) as replies:
 import json
 import uuid
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from herdling.serve.errors import of
+from herdling.serve.logs import note
 from herdling.serve.protocol import Delta, FinishReason, Reply, Token, ToolCall, Usage
 from herdling.serve.tool_stream import CallSplitter
 
 if TYPE_CHECKING:
-    from herdling.infer.request import Alternatives, Event
+    from collections.abc import Callable
+
+    from herdling.infer.request import Alternatives, Completion, Event
     from herdling.inputs.tokenizer import Tokenizer
     from herdling.serve.worker import Tickets
 
@@ -31,6 +35,7 @@ class Replies:
         calls: bool = False,
         most_calls: int = 128,
         n: int = 1,
+        ended: "Callable[[Completion], None] | None" = None,
     ) -> None:
         """`calls`: look for tool calls in the text; of each reply the first `most_calls` count."""
         self.tickets, self.tokenizer = tickets, tokenizer
@@ -38,7 +43,7 @@ class Replies:
         self._splitters = [CallSplitter() for _ in range(count)] if calls else []
         self._most_calls = most_calls
         self.usage = Usage(prompt_tokens=sum(len(r.ids) for r in tickets.requests[::n]))
-        self._n = n
+        self._n, self._ended = n, ended
         self.completions = 0
         """Choices that have ended."""
 
@@ -93,6 +98,7 @@ class Replies:
         if completion is None:
             return out
         self.completions += 1
+        self._note(choice, completion)
         if choice % self._n == 0:
             self.usage.cached_tokens += completion.cached_tokens
         # What was cut by the clock or at shutdown is as short as what ran out of tokens.
@@ -108,7 +114,17 @@ class Replies:
                 finish = "tool_calls"
         return [*out, Delta(choice, finish=finish, completion=completion)]
 
-    def token(self, id: int, logprob: float | None, top: "Alternatives") -> Token:
+    def _note(self, choice: int, completion: "Completion") -> None:
+        """Count the end of a choice, and put it on the call's log line."""
+        if self._ended is not None:
+            self._ended(completion)
+        note(new_tokens=len(completion.ids), finish=completion.finish_reason)
+        if choice % self._n == 0:
+            note(prompt_tokens=completion.prompt_tokens, cached_tokens=completion.cached_tokens)
+        if completion.timings is not None:
+            note(**asdict(completion.timings))
+
+    def token(self, id: int, logprob: float, top: "Alternatives") -> Token:
         """A token with its text."""
         return Token(id, self.tokenizer.decode([id], surrogates=False), logprob, top)
 

@@ -45,6 +45,8 @@ class Settings:
     """How tools are described to the model: pythonic or json."""
     limits: Limits = field(default_factory=Limits)
     pictures: images.Policy = field(default_factory=images.Policy)
+    trusted: tuple[str, ...] = ()
+    """Names under which browsers may reach this server (the Host header); none allows any."""
     origins: tuple[str, ...] = ()
     """Web origins that may call from a browser (CORS)."""
     created: int = field(default_factory=lambda: int(time.time()))
@@ -63,6 +65,8 @@ class Service:
         """Why this server cannot answer any more."""
         self.draining = False
         """The server is going down; calls are answered 503."""
+        self.open_paths: set[str] = set()
+        """GET paths that need no key: the files of the page."""
         self.on_failure: Callable[[str], None] = lambda reason: None
         """Told from another thread when the engine stops."""
         self._pictures = asyncio.Semaphore(2)  # decoding takes up to 16 bytes a pixel
@@ -82,6 +86,14 @@ class Service:
         """End the engine's thread."""
         if self.worker is not None:
             self.worker.stop()
+
+    def state(self) -> tuple[str, str | None]:
+        """`ok`, `loading`, `stopping` or `failed`, and the reason of a failure."""
+        if self.failure is not None:
+            return "failed", self.failure
+        if self.draining:
+            return "stopping", None
+        return ("loading" if self.lm is None else "ok"), None
 
     def need(self) -> "tuple[LM, Worker]":
         """Model and worker. Raises ApiError 503 while loading, going down, or broken."""
@@ -159,7 +171,14 @@ class Service:
         """Put requests into the engine, all or none. Raises ApiError or Error."""
         lm, worker = self.need()
         tickets = await worker.submit(requests, self.limits.seconds)
-        return Replies(tickets, lm.tokenizer, calls=calls, most_calls=most_calls, n=n)
+        return Replies(
+            tickets,
+            lm.tokenizer,
+            calls=calls,
+            most_calls=most_calls,
+            n=n,
+            ended=self.metrics.ended,
+        )
 
     async def render(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()

@@ -14,6 +14,7 @@ out of `Engine.step` ends the thread: every open ticket gets it, and `failure` s
 import asyncio
 import contextlib
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -64,7 +65,8 @@ class Worker:
         """Why the engine stopped, or None."""
         self.stats: Stats | None = None
         """The engine's counts a moment ago."""
-        self._stats_at = 0.0
+        self.history: deque[tuple[float, Stats]] = deque(maxlen=50)
+        """The same over the last seconds, each with `time.monotonic()`."""
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
         self._thread.start()
 
@@ -176,9 +178,10 @@ class Worker:
             job()
         if self._engine.busy:
             self._deliver(self._engine.step())
-        now = time.monotonic()
-        if now - self._stats_at > _SNAPSHOT_SECONDS or not self._engine.busy:
-            self.stats, self._stats_at = self._engine.stats(), now
+        last = self.history[-1][0] if self.history else -math.inf
+        if time.monotonic() - last > _SNAPSHOT_SECONDS or not self._engine.busy:
+            self.stats = self._engine.stats()
+            self.history.append((time.monotonic(), self.stats))
         return True
 
     def _deliver(self, events: "Sequence[Event]") -> None:

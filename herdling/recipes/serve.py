@@ -1,0 +1,220 @@
+"""`herdling serve`: answer OpenAI's API, and others, with one model; with a page to chat in.
+
+    herdling serve runs/demo/model
+    herdling serve runs/demo/model --host 0.0.0.0 --api-key-file keys.txt
+
+The port opens at once and says 503 until the model is loaded. Settings that are secrets or depend on the
+machine can come from the environment: HERDLING_API_KEY (several with commas between them).
+"""
+
+import ipaddress
+import os
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from tyro.conf import Positional, UseAppendAction
+
+from herdling.errors import ConfigError, require
+
+if TYPE_CHECKING:
+    from herdling.infer.lm import LM
+    from herdling.serve.service import Settings
+
+_SIZES = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_LOCAL = ("localhost", "127.0.0.1", "[::1]")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Serve a model over HTTP: OpenAI's API and others, and a page to chat in."""
+
+    path: Positional[str]
+    """Model folder or hub name."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 is every IPv4 address of this machine."""
+    port: int = 8000
+    """Port to listen on; 0 takes a free one."""
+    name: str | None = None
+    """The model's name in the APIs; default: that of its folder."""
+    alias: UseAppendAction[tuple[str, ...]] = ()
+    """A further name for the model; may be given several times."""
+    api_key: UseAppendAction[tuple[str, ...]] = ()
+    """A key that clients must send; may be given several times. A file or the environment
+    (HERDLING_API_KEY) keep it out of the process list."""
+    api_key_file: Path | None = None
+    """A file with one key a line."""
+    adapter: UseAppendAction[tuple[str, ...]] = ()
+    """NAME=DIR of an adapter that can be asked for as a model; may be given several times."""
+    max_batch: int = 64
+    """Most requests that are decoded together."""
+    step_tokens: int = 512
+    """Most tokens of a step: smaller keeps others smoother while a long prompt is read."""
+    memory: str | None = None
+    """Memory for keys and values, such as 800M or 4G; default: a quarter of what is free."""
+    prefix_reuse: bool = True
+    """Keep keys and values of past prompts for prompts that begin the same."""
+    max_queue: int = 256
+    """Requests that may wait; calls beyond are answered 429."""
+    max_prompt_tokens: int | None = None
+    """Longest prompt; default: the model's context."""
+    max_tokens: int | None = None
+    """Most new tokens that a call may get; default: the model's context."""
+    default_max_tokens: int = 4096
+    """Most new tokens of a chat reply where the call does not say."""
+    max_body: str = "32M"
+    """Largest request body."""
+    max_images: int = 16
+    """Most pictures of a call."""
+    max_megapixels: float = 32.0
+    """Largest picture."""
+    image_host: UseAppendAction[tuple[str, ...]] = ()
+    """A host from which pictures may be fetched (.example.org for all below it); may be given several
+    times. By default none: pictures come as data URIs."""
+    image_folder: Path | None = None
+    """A folder whose pictures may be named by file: URLs."""
+    request_seconds: float = 600.0
+    """A reply that takes longer is cut and sent as it is; 0 for no limit."""
+    shutdown_seconds: float = 25.0
+    """How long open calls may go on after SIGTERM or Ctrl-C, before they are cut."""
+    tool_dialect: Literal["pythonic", "json"] = "pythonic"
+    """How the model is asked to write tool calls."""
+    cors_origin: UseAppendAction[tuple[str, ...]] = ()
+    """A web origin (https://app.example.org, or *) whose pages may call; may be given several times."""
+    trust_host: UseAppendAction[tuple[str, ...]] = ()
+    """A further name under which browsers may reach a server on a local address without keys."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least level of the log lines."""
+    log_format: Literal["auto", "json", "plain"] = "auto"
+    """One JSON object a line, plain text, or plain on a terminal and JSON elsewhere."""
+    dtype: str | None = None
+    """float32, bfloat16 or float16; default: the folder's own."""
+    device: str | None = None
+    """Where to run, for example cpu or cuda; default: a GPU if there is one."""
+
+
+def main(config: Config) -> int:
+    """Serve until stopped. Raises ConfigError before the port opens for settings that cannot be."""
+    require("uvicorn", "serve")
+    require("fastapi", "serve")
+    require("prometheus_client", "serve")
+    settings = read(config)
+    adapters = read_adapters(config.adapter)
+    memory = None if config.memory is None else read_size("memory", config.memory)
+    for name in ("max_batch", "step_tokens"):
+        if getattr(config, name) < 1:
+            raise ConfigError(f"{name} is {getattr(config, name)}; it must be at least 1")
+    from herdling.checkpoint.source import resolve
+    from herdling.serve import logs, server
+
+    resolve(config.path)  # a folder that is not there is told before anything starts
+
+    def load() -> "LM":
+        from herdling.infer import lm as loading
+        from herdling.infer.engine import Engine
+
+        lm = loading.load(config.path, config.dtype, config.device, adapters or None)
+        lm.engine = Engine(
+            lm.model,
+            lm.tokenizer,
+            memory=memory,
+            max_running=config.max_batch,
+            step_tokens=config.step_tokens,
+            reuse=config.prefix_reuse,
+        )
+        return lm
+
+    logs.set_up(config.log_level, config.log_format)
+    return server.run(
+        settings,
+        load,
+        host=config.host,
+        port=config.port,
+        shutdown_seconds=config.shutdown_seconds,
+        on_open=lambda url: print(f"{settings.name} on {url}", file=sys.stderr, flush=True),
+    )
+
+
+def read(config: Config) -> "Settings":
+    """The server's settings. Raises ConfigError."""
+    from herdling.serve.images import Policy
+    from herdling.serve.limits import Limits
+    from herdling.serve.service import Settings
+
+    if config.image_folder is not None and not config.image_folder.is_dir():
+        raise ConfigError(f"image_folder {config.image_folder} is not a folder")
+    keys = read_keys(config)
+    local = not keys and _is_local(config.host)
+    own = Limits()
+    limits = Limits(
+        body_bytes=read_size("max_body", config.max_body),
+        prompt_tokens=_positive("max_prompt_tokens", config.max_prompt_tokens),
+        max_tokens=_positive("max_tokens", config.max_tokens),
+        default_max_tokens=_positive("default_max_tokens", config.default_max_tokens) or 1,
+        images=config.max_images,
+        image_bytes=own.image_bytes,
+        megapixels=config.max_megapixels,
+        queue=_positive("max_queue", config.max_queue) or own.queue,
+        seconds=config.request_seconds or None,
+    )
+    return Settings(
+        name=config.name or Path(config.path).resolve().name or "herdling",
+        aliases=config.alias,
+        adapters=tuple(read_adapters(config.adapter)),
+        keys=keys,
+        dialect=config.tool_dialect,
+        limits=limits,
+        pictures=Policy(config.image_host, config.image_folder),
+        trusted=(*_LOCAL, config.host, *config.trust_host) if local else (),
+        origins=config.cors_origin,
+    )
+
+
+def read_keys(config: Config) -> tuple[str, ...]:
+    """The API keys of flags, file and environment, each once. Raises ConfigError."""
+    keys = [*config.api_key, *os.environ.get("HERDLING_API_KEY", "").split(",")]
+    if config.api_key_file is not None:
+        try:
+            keys += config.api_key_file.read_text("utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as problem:
+            raise ConfigError(f"api_key_file {config.api_key_file}: {problem}") from None
+    found = tuple(dict.fromkeys(key.strip() for key in keys if key.strip()))
+    if not found and (config.api_key or config.api_key_file is not None):
+        raise ConfigError("api_key is empty; give a key, or leave the setting out")
+    return found
+
+
+def read_adapters(given: tuple[str, ...]) -> dict[str, str]:
+    """Names to folders. Raises ConfigError."""
+    found: dict[str, str] = {}
+    for entry in given:
+        name, equals, folder = entry.partition("=")
+        if not equals or not name or not folder or name in found:
+            raise ConfigError(f"adapter is {entry!r}; give NAME=DIR, each name once")
+        found[name] = folder
+    return found
+
+
+def read_size(name: str, text: str) -> int:
+    """Bytes of `800M`, `4G`, `1.5GiB` or a plain number; units are powers of 1024."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?", text.strip().upper())
+    size = int(float(found[1]) * _SIZES[found[2]]) if found else 0
+    if size < 1:
+        raise ConfigError(f"{name} is {text!r}; give bytes such as 800M or 4G")
+    return size
+
+
+def _positive(name: str, value: int | None) -> int | None:
+    if value is not None and value < 1:
+        raise ConfigError(f"{name} is {value}; it must be at least 1")
+    return value
+
+
+def _is_local(host: str) -> bool:
+    """Whether only this machine can reach the address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
