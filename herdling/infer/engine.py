@@ -21,18 +21,31 @@ import torch
 from torch import Tensor
 
 from herdling.errors import ConfigError, Error, InputError
+from herdling.infer.costs import predict
+from herdling.infer.drafts import Drafter, Proposal
 from herdling.infer.pages import Layers, Pages, Store
-from herdling.infer.request import Completion, Event, PromptToken, Request, Stats, check
+from herdling.infer.request import (
+    Alternatives,
+    Completion,
+    Event,
+    PromptToken,
+    Request,
+    Stats,
+    check,
+)
 from herdling.infer.runner import Runner
 from herdling.infer.sampler import choose, log_probs_of, top_of
 from herdling.infer.scheduler import Piece, Scheduler
 from herdling.infer.sequence import Sequence as Running
+from herdling.infer.sequence import Speculation
+from herdling.infer.speculative import accept
 from herdling.inputs.tokenizer import Tokenizer
 from herdling.model.llama import LanguageModel
 
 if TYPE_CHECKING:
     from herdling.infer.grammar import GrammarCompiler
 
+COUNTED = ("prompt", "cached", "new", "steps", "finished", "drafted", "accepted")
 SCORED_AT_ONCE = 256
 """Prompt positions whose logits are in memory at once."""
 
@@ -49,6 +62,8 @@ class Engine:
         max_running: int = 64,
         step_tokens: int = 512,
         reuse: bool = True,
+        drafter: Drafter | None = None,
+        longest_guess: int = 8,
     ) -> None:
         """
         Args:
@@ -58,6 +73,9 @@ class Engine:
             step_tokens: most tokens of a step: one for each request that decodes, the rest
                 for prompts.
             reuse: keep the keys and values of past requests for prompts that begin the same.
+            drafter: guesses tokens that the model then checks, several in a step (`drafts`,
+                `draft_models`); what is generated stays the same.
+            longest_guess: most tokens guessed at a time.
         """
         for name, value in (("max_running", max_running), ("step_tokens", step_tokens)):
             if value < 1:
@@ -65,10 +83,14 @@ class Engine:
         self.model, self.tokenizer = model, tokenizer
         self._memory, self._max_running = memory, max_running
         self._step_tokens, self._reuse = step_tokens, reuse
+        self._drafter, self._costs = drafter, None
+        if drafter is not None:
+            width = next(model.parameters()).element_size()
+            self._costs = predict(model.config, drafter.cost, longest_guess, width=width)
         self._compiler: GrammarCompiler | None = None
         self._next = 0
         self._ended: deque[Event] = deque()
-        self._counts = dict.fromkeys(("prompt", "cached", "new", "steps", "finished"), 0)
+        self._counts = dict.fromkeys(COUNTED, 0)
         self._load: Tensor | None = None
         self._open: tuple[Scheduler, Runner] | None = None
         self._weights: list[tuple] = []
@@ -87,7 +109,10 @@ class Engine:
                 budget = min(_free(weight.device) // 4, 2 * self._max_running * longest * size)
             store = Store(config, budget, weight.dtype, weight.device)
             pages = Pages(store.pages)
-            scheduler = Scheduler(store, pages, self._max_running, self._step_tokens, self._reuse)
+            guess = self._costs.longest if self._costs else 0
+            scheduler = Scheduler(
+                store, pages, self._max_running, self._step_tokens, self._reuse, guess
+            )
             self._open = scheduler, Runner(self.model, store)
         return self._open
 
@@ -137,6 +162,8 @@ class Engine:
         )
         if request.grammar is not None:
             sequence.matcher = self._grammars.matcher(request.grammar, request.stop_ids)
+        if self._drafter and self._costs:
+            sequence.speculation = Speculation(self._drafter, self._costs, sequence.ids)
         scheduler.add(sequence)
         return index
 
@@ -162,50 +189,114 @@ class Engine:
         pieces = scheduler.plan()
         if not pieces:
             return events
+        for piece in pieces:
+            speculation = piece.sequence.speculation
+            if piece.last and speculation:
+                piece.add(speculation.propose(piece.guessing, piece.sequence.sampler))
         hidden, routes = runner.run(pieces)
         self._count(pieces, routes)
-        ready: list[tuple[Running, Tensor]] = []
+        ready: list[tuple[Piece, slice]] = []
         offset = 0
         for piece in pieces:
-            a, offset = offset, offset + len(piece.tokens)
+            rows = slice(offset, offset := offset + len(piece.tokens))
             sequence = piece.sequence
-            if sequence.request.want_experts and routes is not None:
-                sequence.routes.append(routes[:, a:offset].transpose(0, 1).to(torch.int16).cpu())
             if sequence.request.prompt_logprobs is not None and piece.start < sequence.prompt:
-                self._score(piece, hidden[a:offset])
-            sequence.memory.advance(piece.end, self._reuse)
+                self._score(piece, hidden[rows])
             if piece.last:
-                ready.append((sequence, hidden[offset - 1]))
-        events += self._sample(ready)
-        return events
+                ready.append((piece, rows))
+            else:
+                self._note_experts(piece, piece.end, rows, routes)
+                sequence.memory.advance(piece.end, self._reuse)
+        return events + self._sample(ready, hidden, routes)
 
-    def _sample(self, ready: Sequence[tuple[Running, Tensor]]) -> list[Event]:
-        """The next token of every sequence whose tokens are all computed."""
-        runner = self._ready()[1]
-        events = []
-        for sequence, _ in ready:
+    def _note_experts(self, piece: Piece, end: int, rows: slice, routes: Tensor | None) -> None:
+        """Note the experts of the piece's positions below `end`, where they are wanted."""
+        if piece.sequence.request.want_experts and routes is not None:
+            mine = routes[:, rows.start : rows.start + end - piece.start]
+            piece.sequence.routes.append(mine.transpose(0, 1).to(torch.int16).cpu())
+
+    def _sample(
+        self, ready: Sequence[tuple[Piece, slice]], hidden: Tensor, routes: Tensor | None
+    ) -> list[Event]:
+        """The next tokens of every sequence whose tokens are all computed."""
+        events: list[Event] = []
+        plain: list[tuple[Running, int]] = []
+        guessed: list[tuple[Piece, slice]] = []
+        for piece, rows in ready:
+            sequence = piece.sequence
+            if piece.guess is None:
+                self._note_experts(piece, piece.end, rows, routes)
+                sequence.memory.advance(piece.end, self._reuse)
             if sequence.room == 0:
                 events.append(self._retire(sequence, sequence.end("length")))
-        ready = [(sequence, row) for sequence, row in ready if sequence.room]
-        if not ready:
-            return events
-        logits = runner.logits(torch.stack([row for _, row in ready]))
-        masks = None
-        if any(sequence.matcher for sequence, _ in ready):
-            masks = [sequence.matcher and sequence.matcher.apply for sequence, _ in ready]
-        tokens, logprobs = choose(logits, [sequence.sampler for sequence, _ in ready], masks)
-        wanted = [sequence.request.top_logprobs for sequence, _ in ready]
-        tops = top_of(logits, wanted) if any(wanted) else [[]] * len(ready)
-        for (sequence, _), token, logprob, top in zip(ready, tokens, logprobs, tops, strict=True):
+            elif piece.guess is not None:
+                guessed.append((piece, rows))
+            elif (problem := sequence.prepare()) is not None:
+                failed = Event(sequence.index, None, 0.0, "", error=problem)
+                events.append(self._retire(sequence, failed))
+            else:
+                plain.append((sequence, rows.stop - 1))
+        if plain:
+            logits = self._ready()[1].logits(hidden[[row for _, row in plain]])
+            masks = None
+            if any(sequence.matcher for sequence, _ in plain):
+                masks = [sequence.matcher and sequence.matcher.apply for sequence, _ in plain]
+            tokens, logprobs = choose(logits, [sequence.sampler for sequence, _ in plain], masks)
+            wanted = [sequence.request.top_logprobs for sequence, _ in plain]
+            tops = top_of(logits, wanted) if any(wanted) else [[]] * len(plain)
+            for i, (sequence, _) in enumerate(plain):
+                events += self._take(sequence, None, [(tokens[i], logprobs[i], tops[i])])
+        for piece, rows in guessed:
+            events += self._verify(piece, rows, hidden, routes)
+        return events
+
+    def _verify(
+        self, piece: Piece, rows: slice, hidden: Tensor, routes: Tensor | None
+    ) -> list[Event]:
+        """Keep what the model agrees with of a piece's guess, and one token of its own."""
+        sequence, guess = piece.sequence, piece.guess
+        assert guess is not None
+        first = rows.stop - len(guess.tokens) - 1
+        logits = self._ready()[1].logits(hidden[first : rows.stop])
+        try:
+            masks = sequence.matcher and sequence.matcher.along(guess.tokens)
+            tokens = accept(logits, guess.tokens, guess.q, sequence.sampler, masks)
+        except Error as problem:
+            return [self._retire(sequence, Event(sequence.index, None, 0.0, "", error=problem))]
+        end = piece.end - len(guess.tokens) - 1 + len(tokens)
+        self._note_experts(piece, end, rows, routes)
+        self._counts["drafted"] += len(guess.tokens)
+        self._counts["accepted"] += len(tokens) - 1
+        own = logits[: len(tokens)]
+        picked = own.gather(1, torch.tensor(tokens, device=own.device)[:, None]).squeeze(1)
+        logprobs = (picked - own.logsumexp(-1)).tolist()
+        wanted = sequence.request.top_logprobs
+        tops = top_of(own, [wanted] * len(own)) if wanted else [[]] * len(own)
+        events = self._take(sequence, guess, list(zip(tokens, logprobs, tops, strict=True)))
+        if events[-1].completion is None and events[-1].error is None:
+            sequence.memory.advance(end, self._reuse)
+        return events
+
+    def _take(
+        self,
+        sequence: Running,
+        guess: Proposal | None,
+        new: Sequence[tuple[int, float, Alternatives]],
+    ) -> list[Event]:
+        """Add tokens to a reply until it ends."""
+        events = []
+        for token, logprob, top in new:
             try:
-                complete = sequence.accept(token)
-                event = sequence.take(token, logprob, top, complete)
+                event = sequence.take(token, logprob, top, sequence.accept(token))
             except Error as problem:
                 event = Event(sequence.index, None, 0.0, "", error=problem)
             self._counts["new"] += 1
+            events.append(event)
             if event.completion is not None or event.error is not None:
                 self._retire(sequence, event)
-            events.append(event)
+                return events
+        if sequence.speculation:
+            sequence.speculation.commit(guess, [token for token, _, _ in new])
         return events
 
     def _retire(self, sequence: Running, event: Event) -> Event:
@@ -265,6 +356,8 @@ class Engine:
             steps=counts["steps"],
             preemptions=scheduler.preemptions,
             finished=counts["finished"],
+            drafted=counts["drafted"],
+            accepted=counts["accepted"],
             expert_load=[] if self._load is None else self._load.tolist(),
         )
 

@@ -12,6 +12,7 @@ import heapq
 from dataclasses import dataclass
 
 from herdling.errors import InputError
+from herdling.infer.drafts import Proposal
 from herdling.infer.pages import Pages, Store
 from herdling.infer.sequence import Sequence
 
@@ -26,8 +27,9 @@ class Piece:
     sequence: Sequence
     start: int
     tokens: list[int]
-    drafted: int = 0
-    """How many tokens at the end are guesses."""
+    guessing: int = 0
+    """Guesses that may be added to the tokens; there is memory for them."""
+    guess: Proposal | None = None
 
     @property
     def end(self) -> int:
@@ -36,17 +38,30 @@ class Piece:
     @property
     def last(self) -> bool:
         """Whether the next token can be sampled after it."""
-        return self.end - self.drafted == len(self.sequence.ids)
+        return self.end >= len(self.sequence.ids)
+
+    def add(self, guess: Proposal) -> None:
+        """Let the step read guessed tokens too."""
+        if guess.tokens:
+            self.guess = guess
+            self.tokens = self.tokens + guess.tokens
 
 
 class Scheduler:
     """The queue and what runs."""
 
     def __init__(
-        self, store: Store, pages: Pages, max_running: int, step_tokens: int, reuse: bool
+        self,
+        store: Store,
+        pages: Pages,
+        max_running: int,
+        step_tokens: int,
+        reuse: bool,
+        longest_guess: int = 0,
     ) -> None:
         self.store, self.pages = store, pages
         self.max_running, self.step_tokens, self.reuse = max_running, step_tokens, reuse
+        self.longest_guess = longest_guess
         self.running: list[Sequence] = []
         self.preemptions = 0
         self._queue: list[tuple[tuple[int, int], Sequence]] = []
@@ -68,6 +83,7 @@ class Scheduler:
     def _most_pages(self, tokens: int) -> int:
         """Pages that a sequence holds at most at once."""
         layers = self.store.layers
+        tokens += self.longest_guess
         whole = -(-tokens // layers.global_tokens) if layers.has_global else 0
         most = min(tokens, (layers.chunk or 0) + self.step_tokens)
         return whole + (-(-most // layers.local_tokens) + 1 if layers.has_local else 0)
@@ -104,23 +120,16 @@ class Scheduler:
             if sequence not in self.running:
                 continue  # preempted by one before it
             start = sequence.memory.computed
-            count = len(sequence.ids) - start
-            if not sequence.decoding:
+            count, guessing = len(sequence.ids) - start, 0
+            if sequence.decoding:
+                guessing = sequence.to_guess()
+            else:
                 count = min(count, max(1, left // reading))
                 left, reading = left - count, reading - 1
-            if self._room(sequence, start + count):
-                sequence.memory.grow(start + count)
-                pieces.append(Piece(sequence, start, sequence.ids[start : start + count]))
+            if self._room(sequence, start + count + guessing):
+                sequence.memory.grow(start + count + guessing)
+                pieces.append(Piece(sequence, start, sequence.ids[start : start + count], guessing))
         return pieces
-
-    def lengthen(self, piece: Piece, guesses: list[int]) -> None:
-        """Add guessed tokens to a piece, as many as the memory gives without taking from others."""
-        memory = piece.sequence.memory
-        while guesses and memory.missing(piece.end + len(guesses)) > self.pages.available:
-            guesses = guesses[:-1]
-        memory.grow(piece.end + len(guesses))
-        piece.tokens = piece.tokens + guesses
-        piece.drafted = len(guesses)
 
     def _room(self, sequence: Sequence, end: int) -> bool:
         """Make pages available for positions below `end`, from sequences of lower rank if need be."""

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from herdling.errors import Error
+from herdling.infer.costs import Costs
+from herdling.infer.drafts import Drafter, Proposal
 from herdling.infer.pages import Pages, Store, Track
 from herdling.infer.prefix import Chain
 from herdling.infer.request import (
@@ -21,6 +23,7 @@ from herdling.infer.request import (
     Timings,
 )
 from herdling.infer.sampler import Sampler
+from herdling.infer.speculative import DraftLength
 from herdling.infer.stopping import StoppingText
 from herdling.inputs.tokenizer import Tokenizer
 from herdling.model.config import ModelConfig
@@ -165,6 +168,7 @@ class Sequence:
         self.sampler.see(request.ids)
         self.matcher: Matcher | None = None
         """What the grammar allows next."""
+        self.speculation: Speculation | None = None
         self.cached = 0
         """Prompt tokens that were there when it began."""
         self.prompt_tokens: list[PromptToken | None] = [None]
@@ -186,6 +190,12 @@ class Sequence:
         """Whether all but the newest token are computed."""
         return self.memory.computed == len(self.ids) - 1 >= self.prompt
 
+    def to_guess(self) -> int:
+        """Tokens to guess in the next step; the same until that step has run."""
+        if self.speculation is None:
+            return 0
+        return min(self.speculation.wanted(), self.room - (len(self.ids) - self.prompt) - 1)
+
     def begin(self, reuse: bool) -> None:
         """Called when it starts, or starts again: take over what is computed already."""
         scoring = self.request.prompt_logprobs is not None or self.request.want_experts
@@ -193,6 +203,15 @@ class Sequence:
         if len(self._times) == 1:
             self._times.append(time.perf_counter())
             self.cached = hit
+
+    def prepare(self) -> Error | None:
+        """Let the grammar say what may follow; the reason if it cannot."""
+        try:
+            if self.matcher is not None:
+                self.matcher.prepare()
+        except Error as problem:
+            return problem
+        return None
 
     def accept(self, token: int) -> bool:
         """Tell the grammar of a token; whether nothing may follow."""
@@ -257,6 +276,29 @@ class Sequence:
         now = time.perf_counter()
         added, begun, first = (self._times + [now] * 2)[:3]
         return Timings(begun - added, first - begun, now - first)
+
+
+class Speculation:
+    """Who guesses for a sequence, and how many tokens at a time."""
+
+    def __init__(self, drafter: Drafter, costs: Costs, ids: list[int]) -> None:
+        self.draft, self.length = drafter.begin(ids), DraftLength(costs)
+        self._wanted: int | None = None
+
+    def wanted(self) -> int:
+        if self._wanted is None:
+            self._wanted = self.length.choose()
+        return self._wanted
+
+    def propose(self, count: int, sampler: Sampler) -> Proposal:
+        self._wanted = None
+        return self.draft.propose(count, sampler) if count else Proposal([])
+
+    def commit(self, guess: Proposal | None, tokens: list[int]) -> None:
+        """The sequence went on with `tokens`."""
+        if guess is not None:
+            self.length.record(len(guess.tokens), len(tokens) - 1)
+        self.draft.commit(tokens)
 
 
 class Images:

@@ -8,10 +8,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from herdling.errors import ConfigError, InputError
+from herdling.infer.draft_models import SharedExpertDraft
+from herdling.infer.drafts import Drafter, NgramDraft, Proposal
 from herdling.infer.engine import Engine
 from herdling.infer.lm import LM
 from herdling.infer.request import Event, Request
-from herdling.infer.sampler import Sampling
+from herdling.infer.sampler import Sampler
+from herdling.infer.sampling import Sampling
 from tests.infer.test_engine import assert_greedy, mixed, prompt
 
 
@@ -48,6 +51,39 @@ def page_bytes(lm: LM) -> int:
     return Engine(lm.model, lm.tokenizer, memory=2**20).stats().page_bytes
 
 
+class Oracle:
+    """Guesses what the plain model would say, so that nearly all of it is accepted."""
+
+    cost = 0.01
+
+    def __init__(self, lm: LM) -> None:
+        self.lm = lm
+
+    def begin(self, ids: list[int]) -> "Oracle.Guess":
+        return self.Guess(self.lm, list(ids))
+
+    class Guess:
+        nbytes = 0
+
+        def __init__(self, lm: LM, ids: list[int]) -> None:
+            self.lm, self.ids = lm, ids
+
+        def propose(self, count: int, sampler: Sampler) -> Proposal:
+            tokens: list[int] = []
+            for _ in range(count):  # without images, so that prompts with one are guessed wrong
+                row = self.lm.logits([[*self.ids, *tokens]])[0, -1]
+                tokens.append(int(row.argmax()))
+            return Proposal(tokens)
+
+        def commit(self, tokens: list[int]) -> None:
+            self.ids += tokens
+
+
+def drafters(lm: LM) -> dict[str | None, Drafter | None]:
+    shared = SharedExpertDraft(lm.model)
+    return {None: None, "ngram": NgramDraft(shortest=1), "shared": shared, "oracle": Oracle(lm)}
+
+
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     arrivals=st.lists(st.tuples(st.integers(0, 11), st.integers(0, 4), st.integers(0, 2)), min_size=1, max_size=14),
@@ -56,14 +92,18 @@ def page_bytes(lm: LM) -> int:
     pages=st.integers(14, 40),
     max_running=st.integers(1, 8),
     reuse=st.booleans(),
+    drafter=st.sampled_from([None, "ngram", "shared", "oracle"]),
 )  # fmt: skip
-def test_any_schedule(plain_lm, alone, arrivals, cancels, step_tokens, pages, max_running, reuse):
+def test_any_schedule(
+    plain_lm, alone, arrivals, cancels, step_tokens, pages, max_running, reuse, drafter
+):
     lm, requests = plain_lm, pool(plain_lm)
     # Pieces longer than a chunk hold more local pages at once.
-    pages += step_tokens // 8
+    pages += step_tokens // 8 + 2
     engine = Engine(
         lm.model, lm.tokenizer, memory=(pages + 1) * page_bytes(lm),
         step_tokens=step_tokens, max_running=max_running, reuse=reuse,
+        drafter=drafters(lm)[drafter], longest_guess=4,
     )  # fmt: skip
     events: dict[int, list[Event]] = {}
     which, steps, gone = {}, 0, set()
@@ -257,3 +297,53 @@ def test_experts_of_every_token(plain_lm):
     assert not any(r._forward_hooks for r in routers)
     load = torch.tensor(lm.engine.stats().expert_load)
     assert load.shape == (len(routers), lm.config.text.num_local_experts)
+
+
+def test_guesses_that_are_right_save_steps_and_change_nothing(plain_lm):
+    """Across chunk boundaries, with pages named for others on the way."""
+    lm = plain_lm
+    request = replace(prompt(lm, 21), max_tokens=40, top_logprobs=2, want_experts=True)
+    plain = Engine(lm.model, lm.tokenizer)
+    want = plain.run([request])[0]
+    engine = Engine(lm.model, lm.tokenizer, drafter=Oracle(lm), longest_guess=5)
+    events = list(engine.stream([request]))
+    got = events[-1].completion
+    assert got is not None
+    assert got.ids == want.ids == [event.token for event in events]
+    assert got.logprobs == pytest.approx(want.logprobs, abs=2e-5)
+    assert [[id for id, _ in top] for top in got.top] == [[id for id, _ in top] for top in want.top]
+    assert torch.equal(got.experts, want.experts)
+    stats = engine.stats()
+    assert stats.accepted == stats.drafted > 25
+    assert stats.steps < plain.stats().steps / 2
+    # What it left for others was named rightly: a longer prompt shares it.
+    again = replace(request, ids=[*request.ids, *want.ids[:35]], max_tokens=5, want_experts=False)
+    reply = engine.run([again])[0]
+    assert reply.cached_tokens == 48
+    assert reply.ids == want.ids[35:]
+
+
+def test_a_seed_reproduces_with_guesses_whatever_else_runs(plain_lm):
+    lm = plain_lm
+    hot = Sampling(temperature=0.7)
+    requests = [replace(r, sampling=hot, seed=i, max_tokens=12) for i, r in enumerate(mixed(lm))]
+    alone = [
+        Engine(lm.model, lm.tokenizer, drafter=SharedExpertDraft(lm.model)).run([r])[0].ids
+        for r in requests
+    ]
+    engine = Engine(
+        lm.model, lm.tokenizer, drafter=SharedExpertDraft(lm.model), step_tokens=19, max_running=4
+    )
+    assert [reply.ids for reply in engine.run(requests[::-1])][::-1] == alone
+    assert engine.stats().drafted > 0
+
+
+def test_a_stop_inside_a_guess_ends_the_reply(plain_lm):
+    lm = plain_lm
+    request = replace(prompt(lm, 21), max_tokens=40)
+    free = lm.engine.run([request])[0].ids
+    end = next(i for i in range(9, 40) if free[i] not in free[:i])
+    engine = Engine(lm.model, lm.tokenizer, drafter=Oracle(lm), longest_guess=8)
+    reply = engine.run([replace(request, stop_ids=(free[end],))])[0]
+    assert (reply.ids, reply.finish_reason) == (free[: end + 1], "stop")
+    assert engine.stats().pages_used == 0
