@@ -10,6 +10,7 @@ Prompts of `generate` are text (begin_of_text is put before it), ids taken as th
 
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -22,8 +23,9 @@ from herdling.checkpoint.save import save_model, with_ids
 from herdling.checkpoint.source import resolve
 from herdling.errors import ConfigError, Error, InputError
 from herdling.infer.engine import Engine
+from herdling.infer.grammar import Grammar
 from herdling.infer.request import Completion, Request
-from herdling.infer.sampler import Sampling
+from herdling.infer.sampling import Sampling
 from herdling.inputs import chat
 from herdling.inputs.image_processor import ImageProcessor
 from herdling.inputs.tokenizer import Tokenizer
@@ -41,14 +43,28 @@ class Options(TypedDict, total=False):
     top_p: float
     top_k: int
     min_p: float
+    typical_p: float
     repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: Mapping[int, float]
+    min_tokens: int
     seed: int | None
     stop: str | Sequence[str]
     stop_ids: Sequence[int] | None
+    grammar: Grammar | None
+    priority: int
+    adapter: str | None
+    top_logprobs: int
+    prompt_logprobs: int | None
+    want_experts: bool
 
 
 CHAT_DEFAULTS: Options = {"temperature": 0.6, "top_p": 0.9}
 """Meta's own (llama-models `llama4/generation.py`)."""
+
+
+SAMPLING = tuple(field.name for field in fields(Sampling))
 
 
 class LM:
@@ -80,21 +96,12 @@ class LM:
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    def request(
-        self,
-        prompt: Prompt,
-        *,
-        max_tokens: int = 256,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
-        min_p: float = 0.0,
-        repetition_penalty: float = 1.0,
-        seed: int | None = 0,
-        stop: str | Sequence[str] = (),
-        stop_ids: Sequence[int] | None = None,
-    ) -> Request:
-        """An engine request of a prompt and options; `stop_ids` None means the tokenizer's."""
+    def request(self, prompt: Prompt, **options: Unpack[Options]) -> Request:
+        """An engine request of a prompt and options.
+
+        `stop_ids` None means the tokenizer's; () goes on whatever the model says. What is not given
+        has the default of `Request` and `Sampling`.
+        """
         tiles = None
         if isinstance(prompt, str):
             ids: Sequence[int] = [self.tokenizer.bos, *self.tokenizer.encode(prompt)]
@@ -104,10 +111,21 @@ class LM:
                 tiles = torch.cat([image.pixel_values for image in prompt.tiles])
         else:
             ids = prompt
-        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
-        stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        ends = self.tokenizer.stop_ids if stop_ids is None else stop_ids
-        return Request(ids, tiles, max_tokens, sampling, seed, stops, tuple(ends))
+        unknown = options.keys() - Options.__annotations__.keys()
+        if unknown:
+            raise TypeError(f"unknown option {min(unknown)!r}")
+        given: dict[str, Any] = dict(options)
+        drawing = {k: given.pop(k) for k in SAMPLING if k in given}
+        stop = given.pop("stop", ())
+        ends = given.pop("stop_ids", None)
+        return Request(
+            ids,
+            tiles,
+            sampling=Sampling(**drawing),
+            stop=(stop,) if isinstance(stop, str) else tuple(stop),
+            stop_ids=tuple(self.tokenizer.stop_ids if ends is None else ends),
+            **given,
+        )
 
     def generate(
         self,

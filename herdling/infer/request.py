@@ -8,12 +8,14 @@ from torch import Tensor
 
 from herdling.errors import Error, InputError
 from herdling.infer.grammar import Grammar
-from herdling.infer.sampler import Sampling, check_seed
+from herdling.infer.sampler import check_seed
+from herdling.infer.sampling import Sampling
 from herdling.model.config import ModelConfig
 
 FinishReason = Literal["stop", "length", "cancelled"]
 Alternatives = list[tuple[int, float]]
 """Token ids with their natural log-probs, likeliest first."""
+MOST_ALTERNATIVES = 100
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,6 +161,11 @@ def check(request: Request, config: ModelConfig) -> None:
         raise InputError(f"max_tokens is {request.max_tokens}; it must be at least 0")
     if "" in request.stop:
         raise InputError("stop holds an empty string, which would end every reply at once")
+    for name in ("top_logprobs", "prompt_logprobs"):
+        count = getattr(request, name) or 0
+        if not 0 <= count <= MOST_ALTERNATIVES:
+            raise InputError(f"{name} is {count}; it must be 0 to {MOST_ALTERNATIVES}")
+    request.sampling.check_vocabulary(config.text.vocab_size)
     check_seed(request.seed)
     _check_tiles(request, config)
 

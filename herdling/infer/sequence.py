@@ -164,7 +164,7 @@ class Sequence:
             self.images.a_tile,
         )
         self.memory = Memory(store, pages, chain)
-        self.sampler = Sampler(request.sampling, request.seed)
+        self.sampler = Sampler(request.sampling, request.seed, request.stop_ids)
         self.sampler.see(request.ids)
         self.matcher: Matcher | None = None
         """What the grammar allows next."""

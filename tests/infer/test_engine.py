@@ -13,7 +13,7 @@ from herdling.infer import runner
 from herdling.infer.engine import Engine
 from herdling.infer.lm import LM
 from herdling.infer.request import Request
-from herdling.infer.sampler import Sampling
+from herdling.infer.sampling import Sampling
 from herdling.inputs.images import Tiles, image_ids
 
 NEW = 6
@@ -305,3 +305,42 @@ def test_logits_that_are_not_finite_are_an_error(make_lm):
     for sampling in (Sampling(), Sampling(temperature=1.0, top_p=0.5)):
         with pytest.raises(Error, match="not finite after 0 new tokens"):
             lm.engine.run([replace(prompt(lm, 4), sampling=sampling)])
+
+
+def test_options_reach_the_request(plain_lm):
+    request = plain_lm.request(
+        "x", temperature=0.5, logit_bias={7: 2.0}, top_logprobs=2, min_tokens=3, priority=4, stop="end"
+    )  # fmt: skip
+    assert request.sampling == Sampling(0.5, logit_bias=((7, 2.0),), min_tokens=3)
+    assert (request.top_logprobs, request.priority, request.stop) == (2, 4, ("end",))
+    assert request.stop_ids == tuple(plain_lm.tokenizer.stop_ids)
+    assert plain_lm.request("x", stop_ids=()).stop_ids == ()
+    with pytest.raises(TypeError, match="unknown option 'temprature'"):
+        plain_lm.request("x", temprature=0.5)
+
+
+def test_min_tokens_holds_stop_tokens_back(plain_lm):
+    request = replace(prompt(plain_lm, 9), max_tokens=12)
+    free = plain_lm.engine.run([request])[0].ids
+    held = replace(request, stop_ids=(free[0],), sampling=Sampling(min_tokens=5))
+    ids = plain_lm.engine.run([held])[0].ids
+    assert free[0] not in ids[:5]
+    assert ids != free
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        (
+            dict(sampling=Sampling(logit_bias={320: 1.0})),
+            ConfigError,
+            "logit_bias has token id 320",
+        ),
+        (dict(top_logprobs=101), InputError, "top_logprobs is 101; it must be 0 to 100"),
+        (dict(prompt_logprobs=-1), InputError, "prompt_logprobs is -1"),
+        (dict(adapter="none"), InputError, "adapter 'none' is not loaded"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(plain_lm, change, error, words):
+    with pytest.raises(error, match=words):
+        plain_lm.engine.add(replace(prompt(plain_lm, 4), **change))
