@@ -38,7 +38,7 @@ class Config:
     port: int = 8000
     """Port to listen on; 0 takes a free one."""
     name: str | None = None
-    """The model's name in the APIs; default: that of its folder."""
+    """The model's name in the APIs; default: that of its folder, or of its run."""
     alias: UseAppendAction[tuple[str, ...]] = ()
     """A further name for the model; may be given several times."""
     api_key: UseAppendAction[tuple[str, ...]] = ()
@@ -106,10 +106,8 @@ def main(config: Config) -> int:
     for name in ("max_batch", "step_tokens"):
         if getattr(config, name) < 1:
             raise ConfigError(f"{name} is {getattr(config, name)}; it must be at least 1")
-    from herdling.checkpoint.source import resolve
+    _check_path(config.path)
     from herdling.serve import logs, server
-
-    resolve(config.path)  # a folder that is not there is told before anything starts
 
     def load() -> "LM":
         from herdling.infer import lm as loading
@@ -137,6 +135,24 @@ def main(config: Config) -> int:
     )
 
 
+def _check_path(path: str) -> None:
+    """Raise CheckpointError for a folder that is not there, before anything starts.
+
+    A hub name is left to the loader: it may take minutes to come. What is there is not looked into,
+    which would bring torch along before the port is open.
+    """
+    if not Path(path).is_dir() and (Path(path).exists() or path.count("/") != 1):
+        from herdling.checkpoint.source import resolve
+
+        resolve(path)
+
+
+def _name_of(path: str) -> str:
+    """The folder's name, or that of its run: `demo` for runs/demo/model."""
+    folder = Path(path).resolve()
+    return (folder.parent.name if folder.name == "model" else folder.name) or "herdling"
+
+
 def read(config: Config) -> "Settings":
     """The server's settings. Raises ConfigError."""
     from herdling.serve.images import Policy
@@ -160,7 +176,7 @@ def read(config: Config) -> "Settings":
         seconds=config.request_seconds or None,
     )
     return Settings(
-        name=config.name or Path(config.path).resolve().name or "herdling",
+        name=config.name or _name_of(config.path),
         aliases=config.alias,
         adapters=tuple(read_adapters(config.adapter)),
         keys=keys,

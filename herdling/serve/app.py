@@ -16,7 +16,8 @@ from starlette.middleware.cors import CORSMiddleware
 
 import herdling
 from herdling.errors import Error
-from herdling.serve import about, dialects, errors, openai_chat, openai_completions
+from herdling.serve import about, errors, openai_chat, openai_completions
+from herdling.serve.dialects import ROUTERS
 from herdling.serve.gate import Gate
 
 if TYPE_CHECKING:
@@ -61,12 +62,7 @@ def create(service: "Service") -> FastAPI:
         responses=said,
         redirect_slashes=False,
     )
-    for routes in (
-        about.routes,
-        openai_chat.routes,
-        openai_completions.routes,
-        *getattr(dialects, "ROUTERS", ()),
-    ):
+    for routes in (about.routes, openai_chat.routes, openai_completions.routes, *ROUTERS):
         app.include_router(routes(service))
     _serve_page(app, service)
     app.add_exception_handler(RequestValidationError, _invalid)

@@ -7,7 +7,13 @@ Every service has a registry of its own, so several can live in one process. Nam
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -22,6 +28,7 @@ class Metrics:
     """The counts of one service."""
 
     def __init__(self, service: "Service") -> None:
+        disable_created_metrics()  # a second line for every count, of its age
         self.registry = CollectorRegistry()
         self._requests = Counter(
             "herdling_requests", "Calls answered.", ["route", "status"], registry=self.registry

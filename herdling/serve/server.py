@@ -10,6 +10,7 @@ stays on `/health` for a moment, open calls get their errors, then status 1.
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import threading
@@ -125,13 +126,18 @@ def run(
     )
     server = Server(config, service, shutdown_seconds)
     service.on_failure = server.failed
-    threading.Thread(target=_load, args=(service, server, load), name="loader", daemon=True).start()
+    loader = threading.Thread(target=_load, args=(service, server, load), daemon=True)
+    loader.start()
     on_open(address(listener))
     try:
         server.run([listener])
     finally:
         listener.close()
     log.info("stopped")
+    if loader.is_alive() or service.busy:
+        # Python cannot end while another thread is deep in a library, and there is nothing to save.
+        logging.shutdown()
+        os._exit(server.status)
     return server.status
 
 
@@ -143,6 +149,8 @@ def _load(service: Service, server: Server, load: "Callable[[], LM]") -> None:
             return
         service.ready(lm)
     except Exception as problem:
+        if server.should_exit:
+            return
         known = isinstance(problem, Error | OSError)
         service.failure = str(problem) if known else f"{type(problem).__name__}: {problem}"
         log.critical("the model cannot be loaded: %s", problem, exc_info=None if known else problem)

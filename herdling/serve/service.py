@@ -8,6 +8,7 @@ async with await service.chat(Chat(messages)) as replies: ...
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +70,8 @@ class Service:
         """GET paths that need no key: the files of the page."""
         self.on_failure: Callable[[str], None] = lambda reason: None
         """Told from another thread when the engine stops."""
-        self._pictures = asyncio.Semaphore(2)  # decoding takes up to 16 bytes a pixel
+        # Two at a time: decoding takes up to 16 bytes a pixel.
+        self._pictures = ThreadPoolExecutor(2, thread_name_prefix="pictures")
 
     # ---- life
 
@@ -86,6 +88,7 @@ class Service:
         """End the engine's thread."""
         if self.worker is not None:
             self.worker.stop()
+        self._pictures.shutdown(wait=False, cancel_futures=True)
 
     def state(self) -> tuple[str, str | None]:
         """`ok`, `loading`, `stopping` or `failed`, and the reason of a failure."""
@@ -94,6 +97,11 @@ class Service:
         if self.draining:
             return "stopping", None
         return ("loading" if self.lm is None else "ok"), None
+
+    @property
+    def busy(self) -> bool:
+        """Whether the engine's thread still runs."""
+        return self.worker is not None and self.worker.alive
 
     def need(self) -> "tuple[LM, Worker]":
         """Model and worker. Raises ApiError 503 while loading, going down, or broken."""
@@ -195,8 +203,7 @@ class Service:
 
         if lm.processor is None:
             raise errors.bad_request("this model is text-only; it cannot take pictures", "messages")
-        async with self._pictures:
-            return await asyncio.to_thread(work)
+        return await asyncio.get_running_loop().run_in_executor(self._pictures, work)
 
     def requests(
         self,
@@ -248,9 +255,10 @@ class Service:
         """What the reply must match, for tools that must be called or for a format."""
         choice = chat.tool_choice
         if tools and (choice == "required" or isinstance(choice, Mapping)):
-            from herdling.infer.grammar import tool_grammar
+            from herdling.infer.tool_grammar import tool_grammar
 
-            return tool_grammar(list(tools), self.settings.dialect)
+            several = choice == "required" and chat.parallel_tool_calls
+            return tool_grammar(tools, "required", self.settings.dialect, several)
         return self._format(chat.format)
 
     def _format(self, format: Format) -> "Grammar | None":

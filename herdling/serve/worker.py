@@ -79,6 +79,11 @@ class Worker:
             return sum(t.waiting for t in self._open if isinstance(t, Tickets))
 
     @property
+    def alive(self) -> bool:
+        """Whether the thread runs, maybe within its last step."""
+        return self._thread.is_alive()
+
+    @property
     def open(self) -> int:
         """Requests that have not ended."""
         with self._wake:
