@@ -54,7 +54,7 @@ constexpr int64_t kAhead = 512 / sizeof(T);  // elements between a read and its 
 
 // RM rows of x times RN rows of W: out[m][n].
 template <class T, int RM, int RN>
-inline void dot_tile(const Prepared<T>* x, int64_t x_stride, const T* w, int64_t K, float (*out)[8]) {
+inline void dot_tile(const Prepared<T>* x, int64_t x_stride, const T* w, int64_t K, float (*out)[RN]) {
   using I = Inner<T>;
   vfloat acc[RM][RN] = {};
   int64_t k = 0;
@@ -83,15 +83,14 @@ inline void dot_tile(const Prepared<T>* x, int64_t x_stride, const T* w, int64_t
         acc[m][n] = I::fma(acc[m][n], I::load_x(x + m * x_stride + k), I::load_w(rest));
     }
   }
-  for (int m = 0; m < RM; m++)
-    for (int n = 0; n < RN; n++) out[m][n] = sum(acc[m][n]);
+  sums<RM * RN>(acc[0], out[0]);
 }
 
 template <class T, int RM, class Store>
 inline void dot_rows(const Prepared<T>* x, int64_t x_stride, const T* w, int64_t K, int64_t m, int64_t n0,
                      int64_t n1, Store store) {
   constexpr int RN = RM == 1 ? 8 : kTile / 4 * 4 / RM > 4 ? 4 : kTile / RM;
-  float out[RM][8];
+  float out[RM][RN], last[RM][1];
   int64_t n = n0;
   for (; n + RN <= n1; n += RN) {
     dot_tile<T, RM, RN>(x + m * x_stride, x_stride, w + n * K, K, out);
@@ -99,8 +98,8 @@ inline void dot_rows(const Prepared<T>* x, int64_t x_stride, const T* w, int64_t
       for (int j = 0; j < RN; j++) store(m + i, n + j, out[i][j]);
   }
   for (; n < n1; n++) {
-    dot_tile<T, RM, 1>(x + m * x_stride, x_stride, w + n * K, K, out);
-    for (int i = 0; i < RM; i++) store(m + i, n, out[i][0]);
+    dot_tile<T, RM, 1>(x + m * x_stride, x_stride, w + n * K, K, last);
+    for (int i = 0; i < RM; i++) store(m + i, n, last[i][0]);
   }
 }
 

@@ -67,14 +67,40 @@ inline vfloat load(const bf16* p) {
 inline void store(float* p, vfloat v) { memcpy(p, &v, sizeof v); }
 inline vfloat splat(float x) { return vfloat{} + x; }
 
-inline float sum(vfloat v) {
+// out[i] = sum of the lanes of v[i], i < N <= 16; the order of a sum is the same for every i and N.
+template <int N>
+inline void sums(const vfloat* v, float* out) {
 #if defined(__AVX512F__)
-  return _mm512_reduce_add_ps((__m512)v);
+  __m512 t[16], zero = _mm512_setzero_ps();  // a tree of transposed additions: 45 operations for 16 sums
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; i++) t[i] = i < N ? (__m512)v[i] : zero;
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; i++)
+    t[i] = _mm512_add_ps(_mm512_unpacklo_ps(t[2 * i], t[2 * i + 1]), _mm512_unpackhi_ps(t[2 * i], t[2 * i + 1]));
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) {
+    __m512d a = _mm512_castps_pd(t[2 * i]), b = _mm512_castps_pd(t[2 * i + 1]);
+    t[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+  }
+#pragma GCC unroll 2
+  for (int width = 2; width; width--)
+    for (int i = 0; i < width; i++)
+      t[i] = _mm512_add_ps(_mm512_shuffle_f32x4(t[2 * i], t[2 * i + 1], 0x88),
+                           _mm512_shuffle_f32x4(t[2 * i], t[2 * i + 1], 0xdd));
+  _mm512_mask_storeu_ps(out, __mmask16((1u << N) - 1), t[0]);
 #else
-  float total = 0;
-  for (int i = 0; i < kLanes; i++) total += v[i];
-  return total;
+  for (int i = 0; i < N; i++) {
+    float total = 0;
+    for (int j = 0; j < kLanes; j++) total += v[i][j];
+    out[i] = total;
+  }
 #endif
+}
+
+inline float sum(vfloat v) {
+  float out;
+  sums<1>(&v, &out);
+  return out;
 }
 
 template <class T>
