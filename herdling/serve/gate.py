@@ -32,7 +32,9 @@ class Gate:
 
     def __init__(self, app: ASGIApp, service: "Service") -> None:
         self._app, self._service = app, service
-        self._keys = [_digest(key) for key in service.settings.keys]
+        self._keys = [
+            _digest(key.encode("utf-8", "surrogateescape")) for key in service.settings.keys
+        ]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -90,12 +92,12 @@ class Gate:
         """Compares with every key, in a time that tells nothing about them."""
         scheme, _, bearer = headers.get("authorization", "").partition(" ")
         given = bearer.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-        digest = _digest(given)
+        digest = _digest(given.encode("latin-1"))  # the bytes that were sent
         return any([hmac.compare_digest(digest, key) for key in self._keys])
 
 
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
 
 
 def _host(value: str) -> str:

@@ -93,8 +93,10 @@ def _opened(part: Mapping[str, Any], where: str, policy: Policy, limits: "Limits
     except InputError as problem:
         raise bad_request(f"{where}: {problem}", where) from None
     except ApiError as problem:
-        problem.message, problem.param = f"{where}: {problem.message}", where
-        raise
+        words = f"{where}: {problem.message}"
+        raise ApiError(
+            problem.status, words, param=where, code=problem.code, headers=problem.headers
+        ) from None
 
 
 def read(source: Any, policy: Policy, most: int) -> bytes:
@@ -215,31 +217,41 @@ def _get(
     plain: socket.socket, url: SplitResult, host: str, port: int, deadline: float, most: int
 ) -> bytes:
     """The body of a plain GET over a connected socket, which is the only place asked."""
-    connection = http.client.HTTPConnection(host, port)
     secure = url.scheme.lower() == "https"
-    connection.sock = (
-        ssl.create_default_context().wrap_socket(plain, server_hostname=host) if secure else plain
-    )
-    connection.default_port = _PORTS[url.scheme.lower()]  # pyright: ignore[reportAttributeAccessIssue]
+    wire = plain
+    if secure:
+        wire = ssl.create_default_context().wrap_socket(plain, server_hostname=host)
+    default = _PORTS[url.scheme.lower()]
+    connection = http.client.HTTPConnection(host, port)
+    connection.sock = wire
+    name = host if port == default else f"{host}:{port}"
+    target = (url.path or "/") + (f"?{url.query}" if url.query else "")
     with contextlib.closing(connection):
-        target = (url.path or "/") + (f"?{url.query}" if url.query else "")
-        connection.request("GET", target, headers={"Accept": "image/*", "User-Agent": "herdling"})
-        answer = connection.getresponse()
-        if answer.status != 200:
-            raise bad_request(
-                f"the picture could not be fetched: {host} answered {answer.status}"
-                + (" (redirects are not followed)" if 300 <= answer.status < 400 else "")
-            )
-        data = b""
-        while piece := answer.read1(65536):
-            data += piece
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise TimeoutError("it took too long")
-            connection.sock.settimeout(left)
-            if len(data) > most:
-                raise too_large(f"the picture at {host} has more than {most} bytes")
-        return data
+        # Host is given, since http.client would add the port to it where it is not 80.
+        connection.request("GET", target, headers={"Host": name, "User-Agent": "herdling"})
+        with contextlib.closing(connection.getresponse()) as answer:
+            if answer.status != 200:
+                raise bad_request(
+                    f"the picture could not be fetched: {host} answered {answer.status}"
+                    + (" (redirects are not followed)" if 300 <= answer.status < 400 else "")
+                )
+            return _body(answer, wire, host, deadline, most)
+
+
+def _body(
+    answer: http.client.HTTPResponse, wire: socket.socket, host: str, deadline: float, most: int
+) -> bytes:
+    """All that is sent, if it is not too much and comes in time."""
+    data = b""
+    while piece := answer.read1(65536):
+        data += piece
+        if len(data) > most:
+            raise too_large(f"the picture at {host} has more than {most} bytes")
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("it took too long")
+        wire.settimeout(left)
+    return data
 
 
 def _words(problem: Exception) -> str:

@@ -287,7 +287,7 @@ def _filled(options: Options, defaults: Options) -> Options:
 
 
 def _sampling(options: Options) -> Any:
-    from herdling.infer.sampler import Sampling
+    from herdling.infer.sampling import Sampling
 
     given: dict[str, Any] = {
         "temperature": options.temperature,

@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import httpx
 import pytest
 import torch
 import uvicorn
+from fastapi import FastAPI
 
 from herdling.errors import Error
 from herdling.infer.lm import LM
@@ -158,8 +160,12 @@ def make_service(lm: LM) -> Iterator[Callable[..., Service]]:
         service.close()
 
 
+_apps: WeakKeyDictionary[Service, FastAPI] = WeakKeyDictionary()  # building one takes a while
+
+
 def _client(service: Service) -> httpx.AsyncClient:
-    transport = httpx.ASGITransport(create(service), raise_app_exceptions=False)
+    app = _apps.get(service) or _apps.setdefault(service, create(service))
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     return httpx.AsyncClient(transport=transport, base_url="http://test")
 
 
