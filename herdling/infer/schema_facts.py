@@ -89,6 +89,20 @@ def bound(node: dict[str, Any]) -> None:
         node["maximum"] = LARGEST
 
 
+def any_json(itself: str) -> dict[str, Any]:
+    """Any JSON with bounds on its numbers; `itself` is the reference to it."""
+    inner = {"$ref": itself}
+    number = {"type": "number", "minimum": -LARGEST, "maximum": LARGEST}
+    return {
+        "anyOf": [
+            {"type": ["string", "boolean", "null"]},
+            number,
+            {"type": "array", "items": inner},
+            {"type": "object", "additionalProperties": inner},
+        ]
+    }
+
+
 def types_of(node: Mapping[str, Any]) -> list[str]:
     kinds = node.get("type", list(TYPES))
     return [kinds] if isinstance(kinds, str) else kinds

@@ -20,6 +20,7 @@ from herdling.errors import InputError
 from herdling.infer.schema_facts import (
     CALENDAR,
     SHAPES,
+    any_json,
     bound,
     constants,
     escape,
@@ -54,6 +55,8 @@ FORMATS = {
     *("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"),
 }
 
+ANY = "#/$defs/any-json"
+"""Where a strict schema keeps what stands for `true`: any JSON, with bounds on its numbers."""
 MOST_BYTES = 2**18
 """Largest schema, as JSON."""
 DEEPEST = 64
@@ -80,6 +83,8 @@ def enforceable(schema: Any, *, strict: bool = False, where: str = "json_schema"
         gate = _Gate(root, strict and stands_alone(root), strict, where)
         made = gate.walk(root, "", closable=True)
         gate.check_references()
+        if f'"{ANY}"' in json.dumps(made):
+            made["$defs"] = {**made.get("$defs", {}), ANY.removeprefix("#/$defs/"): any_json(ANY)}
         return made
     except RecursionError:
         raise InputError(f"{where} nests more than {DEEPEST} levels deep") from None
@@ -107,7 +112,7 @@ class _Gate:
         """The subschema at a JSON path, checked and made safe; a `$ref` is not followed here."""
         self.visited[path] = node
         if isinstance(node, bool):
-            return node
+            return {"$ref": ANY} if node and self.bound else node
         if not isinstance(node, dict):
             raise InputError(
                 f"{self.where}: {path or '/'} is no schema; give an object or a boolean"
@@ -115,7 +120,7 @@ class _Gate:
         if path.count("/") > DEEPEST:
             raise InputError(f"{self.where} nests more than {DEEPEST} levels deep at {path}")
         self.check_keywords(node, path)
-        alone = not set(node) & {"properties", "required", "$ref", "type", "additionalProperties"}
+        alone = not set(node) & {"properties", "required", "$ref", "additionalProperties"}
         made: dict[str, Any] = {}
         for key, value in node.items():
             inner = f"{path}/{key}"
@@ -268,14 +273,20 @@ class _Gate:
         return False
 
     def narrow(self, made: dict[str, Any], closable: bool) -> dict[str, Any]:
-        types = types_of(made)
-        if "type" in made and ("integer" in types or (self.bound and "number" in types)):
+        types = types_of(made) if "type" in made else []
+        free = not made.keys() & {*SEVERAL, "$ref"}
+        listed = "properties" in made and set(made.get("required", [])) <= made["properties"].keys()
+        if self.close and closable and free and listed and "patternProperties" not in made:
+            made.setdefault("additionalProperties", False)
+        if self.bound and free:
+            if not made:
+                return {"$ref": ANY}
+            for kind, key in (("object", "additionalProperties"), ("array", "items")):
+                if kind in types:
+                    made.setdefault(key, {"$ref": ANY})
+        if "integer" in types or (self.bound and "number" in types):
             bound(made)
         if made.get("format") in CALENDAR:
             more = [{"pattern": pattern} for pattern in CALENDAR[made["format"]]]
             made["allOf"] = [*made.get("allOf", []), *more]
-        free = not made.keys() & {"additionalProperties", "patternProperties", *SEVERAL, "$ref"}
-        listed = "properties" in made and set(made.get("required", [])) <= made["properties"].keys()
-        if self.close and closable and free and listed:
-            made["additionalProperties"] = False
         return made
