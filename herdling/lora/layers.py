@@ -1,0 +1,148 @@
+"""Layers with low-rank changes, in the place of the plain ones and under their names.
+
+An adapted module is the same object with another class: its own parameters keep their names, hooks
+and references to it stay, and what was `X.q_proj.weight` still is; beside it stand
+`X.q_proj.lora.0.A` and `.B`, one number for each adapter. Which adapter a token uses is asked of
+`choice` at each call.
+"""
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from herdling.errors import Error
+from herdling.lora.grouped import adapted_experts
+from herdling.model.llama import Experts, Router
+
+if TYPE_CHECKING:
+    from herdling.lora.adapters import Adapters
+
+
+class Factors(nn.Module):
+    """A low-rank change of one matrix: scale * B A, or scale * A[e] B[e] for fused experts.
+
+    Of a linear: A (r, in), B (out, r), in the layout of `nn.Linear`. Of experts: A (E, in, r) and
+    B (E, r, out), in theirs. DoRA adds `magnitude` (out,), the length of each row of the result.
+    """
+
+    def __init__(
+        self,
+        A: Tensor,
+        B: Tensor,
+        alpha: float,
+        rslora: bool = False,
+        magnitude: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.A, self.B = nn.Parameter(A), nn.Parameter(B)
+        self.magnitude = None if magnitude is None else nn.Parameter(magnitude)
+        self.alpha, self.rslora = alpha, rslora
+        self.scale = alpha / (math.sqrt(self.r) if rslora else self.r)
+
+    @property
+    def r(self) -> int:
+        return self.A.shape[2] if self.A.dim() == 3 else self.A.shape[0]
+
+    def delta(self, x: Tensor, out: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """What a linear adds to its plain result: x (..., in), out (..., out) -> (..., out)."""
+        change = F.linear(F.linear(x.to(self.A.dtype), self.A), self.B) * self.scale
+        if self.magnitude is None:
+            return change.to(out.dtype)
+        gain = self.gain(weight).to(out.dtype)
+        plain = out if bias is None else out - bias.to(out.dtype)
+        return (gain - 1) * plain + gain * change.to(out.dtype)
+
+    def gain(self, weight: Tensor) -> Tensor:
+        """(out,): magnitude over row length of the changed weight, the length as a constant (DoRA 4.3)."""
+        assert self.magnitude is not None
+        with torch.no_grad():
+            length = torch.linalg.vector_norm(weight + self.change().to(weight.dtype), dim=1)
+        return self.magnitude / length
+
+    def change(self) -> Tensor:
+        """The change itself, in the layout of the weight."""
+        product = self.A @ self.B if self.A.dim() == 3 else self.B @ self.A
+        return product * self.scale
+
+    def changed(self, weight: Tensor) -> Tensor:
+        """The weight in effect, in float32 at least."""
+        wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+        out = wide + self.change().to(wide.dtype)
+        return out if self.magnitude is None else self.gain(wide)[:, None] * out
+
+
+class LoraLinear(nn.Linear):
+    """W x + b + scale * B (A x), for the tokens whose adapter reaches this layer."""
+
+    lora: nn.ModuleDict
+    choice: "Adapters"
+
+    def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        weight, bias = self._parameters["weight"], self.bias
+        assert weight is not None
+        out = F.linear(x, weight, bias)
+        for key, rows in self.choice.active:
+            if key not in self.lora:
+                continue
+            factors = self.lora[key]
+            assert isinstance(factors, Factors)
+            if rows is None:
+                out = out + factors.delta(x, out, weight, bias)
+            else:
+                flat = out.flatten(0, -2)
+                mine = (t.flatten(0, -2).index_select(0, rows) for t in (x, out))
+                out = flat.index_add(0, rows, factors.delta(*mine, weight, bias)).view_as(out)
+        return out
+
+
+class LoraHead(LoraLinear):
+    """The output head, whose `weight` is the one in effect: losses multiply by it themselves.
+
+    In training its gradient is as large as the head for a moment, before it becomes that of factors.
+    """
+
+    @property
+    def weight(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
+        weight = self._parameters["weight"]
+        assert weight is not None
+        for key, rows in self.choice.active:
+            if key not in self.lora:
+                continue
+            if rows is not None:
+                raise Error("the head's weight differs from token to token; call the head instead")
+            factors = self.lora[key]
+            assert isinstance(factors, Factors)
+            return factors.changed(weight).to(weight.dtype)
+        return weight
+
+
+class LoraRouter(Router, LoraLinear):  # pyright: ignore[reportIncompatibleMethodOverride]
+    """A router whose logits come from the adapted linear (next in line after `Router`)."""
+
+
+class LoraExperts(Experts):
+    """Routed experts; `lora.0` holds the factors of `gate_up_proj`, of `down_proj`, or both."""
+
+    lora: nn.ModuleDict
+    choice: "Adapters"
+
+    def forward(self, x: Tensor, chosen: Tensor, gates: Tensor) -> Tensor:
+        active = self.choice.active
+        parts = [(dict(self.lora[key].items()), rows) for key, rows in active if key in self.lora]  # pyright: ignore[reportCallIssue]
+        if not parts:
+            return super().forward(x, chosen, gates)
+        return adapted_experts(x, chosen, gates, self.gate_up_proj, self.down_proj, parts)
+
+
+ADAPTED: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Linear: LoraLinear,
+    Router: LoraRouter,
+    Experts: LoraExperts,
+}
+PLAIN: dict[type[nn.Module], type[nn.Module]] = {
+    **{adapted: plain for plain, adapted in ADAPTED.items()},
+    LoraHead: nn.Linear,
+}
