@@ -7,6 +7,7 @@ of it, and the last.
 """
 
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from typing import Any
 
 from herdling.serve import stream
@@ -22,11 +23,13 @@ async def named(
 ) -> AsyncIterator[str]:
     """The text of a stream. In long silences goes out a `ping` event, or else a comment."""
     try:
-        async for event in stream._with_pauses(events):
-            if event is stream._PAUSE:
-                yield _PING if ping else PAUSE
-            else:
-                yield stream.event(event, event["type"])
+        pieces: Any = stream._with_pauses(events)
+        async with aclosing(pieces):
+            async for event in pieces:
+                if event is stream._PAUSE:
+                    yield _PING if ping else PAUSE
+                else:
+                    yield stream.event(event, event["type"])
     except Exception as problem:
         event = failed(stream.told(problem))
         yield stream.event(event, event["type"])

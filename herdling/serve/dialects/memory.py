@@ -32,6 +32,7 @@ class Memory:
     def keep(self, response: dict[str, Any], messages: Sequence[Message]) -> None:
         """Store a finished response and the conversation up to it, itself included."""
         size = len(json.dumps([response, messages]))
+        self.forget(response["id"])
         self._entries[response["id"]] = (response, list(messages), size)
         self.nbytes += size
         while len(self._entries) > self.most or self.nbytes > self.most_bytes:

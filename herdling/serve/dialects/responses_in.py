@@ -58,6 +58,8 @@ def messages(body: Mapping[str, Any]) -> list[Message]:
     found: list[Message] = []
     for i, item in enumerate(fields.objects(fields.of(given, list, "input"), "input")):
         _add(found, item, f"input[{i}]")
+    if not found:
+        raise errors.bad_request("input holds no message; it needs at least one", "input")
     return found
 
 
