@@ -55,7 +55,7 @@ def save(
     Raises CheckpointError where `folder` holds something else.
     """
     factors = of(model).factors(name)
-    _check_target(Path(folder))
+    check_target(folder)
     tensors: dict[str, Tensor] = {}
     for site, own in factors.values():
         A, B = (t.detach().cpu() for t in (own.A, own.B))
@@ -208,8 +208,9 @@ class _Stored:
                 )
 
 
-def _check_target(folder: Path) -> None:
+def check_target(folder: Path | str) -> None:
     """Raise CheckpointError unless an adapter may take the place of what is at `folder`."""
+    folder = Path(folder)
     if not folder.exists():
         return
     if not folder.is_dir():

@@ -2,6 +2,7 @@
 
     RUN/config.yaml      the resolved settings     RUN/metrics.jsonl   loss, loads, held-out figures
     RUN/checkpoints/     for --resume              RUN/model/          the result, a model folder
+    RUN/adapter/         with --lora: the adapter alone, which is merged in model/
 
 A recipe gives its defaults and the further names its `--data` may use; everything else is here once.
 """
@@ -14,8 +15,9 @@ from typing import Any, Literal
 import torch
 
 from herdling import config as settings
-from herdling import distributed
+from herdling import distributed, lora
 from herdling.checkpoint import Card, open_model, save_model
+from herdling.checkpoint.card import NOTICE
 from herdling.checkpoint.save import check_target, with_ids
 from herdling.checkpoint.source import on_hub, resolve
 from herdling.data.loader import Loader
@@ -76,6 +78,8 @@ class Stage:
     """How experts are kept busy."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """When the run is saved."""
+    lora: str | None = None
+    """Train an adapter in place of the weights, such as r=16,alpha=32,targets=attention+experts."""
     seed: int = 0
     """Decides weights and data order; the same seed gives the same run."""
     resume: bool = False
@@ -85,6 +89,13 @@ class Stage:
         for name in ("steps", "length", "rows", "accumulation"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.lora is not None:
+            lora.LoraConfig.parse(self.lora)
+            if self.model in PRESETS and not Path(self.model).exists():
+                raise ConfigError(
+                    f"--lora needs a trained model, and --model {self.model} starts from random "
+                    "weights; remedy: --model FOLDER"
+                )
 
 
 @dataclass(frozen=True)
@@ -161,6 +172,14 @@ def run(
     rng.seed(stage.seed)
     accelerator = make_accelerator(stage.precision, stage.accumulation)
     begun = start(stage)
+    if stage.lora is not None:
+        lora.check_target(stage.out / "adapter")
+        lora.attach(begun.model, lora.LoraConfig.parse(stage.lora), seed=stage.seed)
+        if distributed.is_main():
+            print(lora.table(begun.model))
+    optimizer = adamw.build(begun.model, stage.optimizer)
+    if stage.lora is not None:
+        lora.spare_idle_experts(optimizer, begun.model)
     opening = Opening(
         begun.tok, stage.split, stage.seed, stage.length, begun.processor, stage.encoding_errors
     )
@@ -179,7 +198,7 @@ def run(
     try:
         fit(
             begun.model,
-            adamw.build(begun.model, stage.optimizer),
+            optimizer,
             loader,
             next_token,
             schedule=stage.schedule,
@@ -191,15 +210,20 @@ def run(
         )
     finally:
         loader.close()
+    note = f"{state.step} steps, {state.tokens} tokens"
+    card = begun.card.after(
+        name,
+        name=stage.out.resolve().name,
+        source=stage.model,
+        data=[source.name for source, _ in sources],
+        hub=begun.hub,
+        note=note if stage.lora is None else f"{note}, LoRA {stage.lora} merged",
+    )
+    if stage.lora is not None:
+        if distributed.is_main():
+            _save_adapter(stage, begun, card, f"Trained by `herdling {name}`, {state.step} steps.")
+        lora.merge(begun.model)
     if distributed.is_main():
-        card = begun.card.after(
-            name,
-            name=stage.out.resolve().name,
-            source=stage.model,
-            data=[source.name for source, _ in sources],
-            hub=begun.hub,
-            note=f"{state.step} steps, {state.tokens} tokens",
-        )
         save_model(
             begun.model,
             begun.model.config,
@@ -210,6 +234,15 @@ def run(
         )
         print(f"{stage.out / 'model'}: trained on {state.tokens:,} tokens")
     return begun.model
+
+
+def _save_adapter(stage: Stage, begun: Start, card: Card, how: str) -> None:
+    duties = card.duties()
+    about = lora.readme(
+        begun.model, card.title, stage.model, how=how, on_hub=bool(begun.hub), duties=duties
+    )
+    files = {"README.md": about} | ({"NOTICE": NOTICE + "\n"} if duties else {})
+    lora.save(begun.model, stage.out / "adapter", base=stage.model, files=files)
 
 
 def _log_data(state: State, loader: Loader) -> None:
