@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from herdling.infer.native import Native
 from herdling.infer.pages import Store, Track
 from herdling.infer.scheduler import Piece
 from herdling.kernels.attention import attend_causal, attend_chunked, attend_last, attend_past
@@ -35,6 +36,7 @@ class Runner:
     def __init__(self, model: LanguageModel, store: Store) -> None:
         self.model, self.store = model, store
         self._decoder = decoder_of(model)
+        self._native = Native(self._decoder)
         self._layers = [Layer(store, *place) for place in store.layers.places]
         self._routers = [m for m in self._decoder.modules() if isinstance(m, Router)]
 
@@ -52,13 +54,14 @@ class Runner:
         x = self._decoder.model.embed_tokens(ids)
         self._put_images(x, pieces)
         at = Ragged(self.model.config.text, self.store, pieces, self.device)
-        with self._watching() as routes:
+        with self._watching() as routes, self._native.leaves(len(tokens)):
             hidden = self._decoder.model.blocks(x[None], at, self._layers)
         return hidden[0], torch.stack(routes) if routes else None
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(R, D) -> (R, V) float32."""
-        return self._decoder.lm_head(self._decoder.model.norm(hidden)).float()
+        with self._native.leaves(len(hidden)):
+            return self._decoder.lm_head(self._decoder.model.norm(hidden)).float()
 
     def _put_images(self, x: Tensor, pieces: Sequence[Piece]) -> None:
         """Write the features of patch tokens over their embeddings; tiles are encoded as needed."""

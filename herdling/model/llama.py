@@ -202,11 +202,14 @@ class Router(nn.Linear):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """x (N, D) -> chosen experts (N, k), their gates (N, k), all logits (N, E)."""
-        logits = super().forward(x)
+        return self.choose(super().forward(x), x.dtype)
+
+    def choose(self, logits: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """The same from logits (N, E); gates are of type `dtype`."""
         # topk also for one: where two logits are equal, as some are in bf16, it chooses what the
         # reference codes choose; max would not.
         top, chosen = logits.topk(self.top_k, dim=-1)
-        return chosen, torch.sigmoid(top.float()).to(x.dtype), logits
+        return chosen, torch.sigmoid(top.float()).to(dtype), logits
 
 
 class Experts(nn.Module):

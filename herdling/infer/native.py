@@ -1,0 +1,90 @@
+"""The decoder's leaves on native kernels while a step of few tokens runs, and only then.
+
+Decoding reads every active weight for a handful of tokens, which torch's products do at a quarter to
+a half of what the memory gives; `kernels.cpu` does it at nearly all of it. The module tree is not
+changed: leaves get another `forward` for the duration of a step. Without a compiler, on other devices
+and for longer steps the leaves stay as they are.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from herdling.kernels import cpu
+from herdling.model.llama import MLP, Experts, RMSNorm, Router, TextLM
+
+MOST_TOKENS = 16
+"""Tokens of a step up to which the native products are faster than torch's."""
+
+
+class Native:
+    """Swaps the leaves of one decoder."""
+
+    def __init__(self, decoder: TextLM) -> None:
+        weight = decoder.lm_head.weight
+        self._leaves: list[tuple[nn.Module, Callable]] = []
+        kinds = (torch.float32, torch.bfloat16)
+        self.fits = weight.device.type == "cpu" and weight.dtype in kinds and cpu.available()
+        """Whether there is anything to swap in."""
+        if not self.fits:
+            return
+        inside: set[nn.Module] = set()
+        for module in decoder.modules():
+            forward = None if module in inside else _forward(module)
+            if forward is not None:
+                self._leaves.append((module, forward))
+                inside.update(module.children())
+
+    @contextmanager
+    def leaves(self, tokens: int) -> Iterator[None]:
+        """Native leaves for a step of so many tokens, if it is short enough."""
+        if not self.fits or tokens > MOST_TOKENS:
+            yield
+            return
+        for module, forward in self._leaves:
+            module.__dict__["forward"] = forward
+        try:
+            yield
+        finally:
+            for module, _ in self._leaves:
+                module.__dict__.pop("forward", None)
+
+
+def _forward(module: nn.Module) -> Callable | None:
+    """The native forward of a plain leaf; None for anything else, and for what is already altered."""
+    kind = type(module)
+    plain = all(type(child) is nn.Linear for child in module.children())
+    if "forward" in module.__dict__ or not plain:
+        return None
+    if kind is nn.Linear:
+        return partial(_linear, module)
+    if kind is MLP:
+        return partial(_mlp, module)
+    if kind is Router:
+        return partial(_router, module)
+    if kind is RMSNorm:
+        return partial(_norm, module)
+    return partial(_experts, module) if kind is Experts else None
+
+
+def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    return cpu.linear(x, layer.weight)
+
+
+def _mlp(layer: MLP, x: Tensor) -> Tensor:
+    return cpu.swiglu(x, layer.gate_proj.weight, layer.up_proj.weight, layer.down_proj.weight)
+
+
+def _norm(layer: RMSNorm, x: Tensor) -> Tensor:
+    return cpu.rms_norm(x, layer.weight, layer.eps)
+
+
+def _experts(layer: Experts, x: Tensor, chosen: Tensor, gates: Tensor) -> Tensor:
+    return cpu.experts(x, chosen, gates, layer.gate_up_proj, layer.down_proj)
+
+
+def _router(layer: Router, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return layer.choose(cpu.linear(x, layer.weight), x.dtype)
