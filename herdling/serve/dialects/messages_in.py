@@ -163,7 +163,7 @@ def _choice(choice: Mapping[str, Any]) -> Any:
     kind = choice.get("type")
     if kind == "tool":
         return {"name": fields.need(choice, "name", str, "tool_choice.")}
-    if kind not in _CHOICES:
+    if not isinstance(kind, str) or kind not in _CHOICES:
         raise errors.bad_request(
             "tool_choice.type must be auto, any, tool or none", "tool_choice.type"
         )

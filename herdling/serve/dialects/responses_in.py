@@ -100,7 +100,7 @@ def _content(content: Any, where: str) -> str | list[dict[str, Any]]:
     parts = []
     for j, part in enumerate(fields.objects(fields.of(content, list, where), where)):
         at, kind = f"{where}[{j}]", part.get("type")
-        if kind in _TEXT_PARTS:
+        if isinstance(kind, str) and kind in _TEXT_PARTS:
             parts.append(
                 {"type": "text", "text": fields.need(part, _TEXT_PARTS[kind], str, at + ".")}
             )
