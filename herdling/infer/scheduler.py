@@ -146,6 +146,8 @@ class Scheduler:
 
     def _admit(self) -> None:
         """Let waiting sequences in, by rank, while there is room."""
+        if not self._queue:
+            return
         put_off = []
         taken = sum(s.memory.missing(len(s.ids)) for s in self.running)
         soon = (
