@@ -3,7 +3,9 @@
     python benchmarks/speculation.py runs/demo/model --draft ngram shared runs/draft --drafted 0 3
 
 Each draft (`ngram`, `shared`, or a model folder) and length (0: adaptive) decodes the same prompts, in
-turn with plain decoding, so that a busy machine slows all alike; figures are medians over rounds.
+turn with plain decoding, so that a busy machine slows all alike; figures are medians over rounds. They
+are of a plain loop over a cached model, where lengths can be fixed and decoding is timed alone; *in the
+engine* is the same for whole requests through `Engine`, one at a time, with its own choice of length.
 Predictions are for the acceptance that was measured: *by time* from the times of a draft's step and
 of the target's passes, measured in the same run; *by bytes* from the shapes alone, which a machine
 follows as far as it is bound by memory. Greedy replies must be equal or the run ends with status 1.
@@ -26,13 +28,20 @@ from herdling.data.embedded import texts
 from herdling.infer.costs import Costs, distinct_experts, expected_tokens, predict
 from herdling.infer.draft_models import ModelDraft, SharedExpertDraft
 from herdling.infer.drafts import Drafter, NgramDraft
+from herdling.infer.engine import Engine
 from herdling.infer.lm import LM
+from herdling.infer.request import Request
 from herdling.infer.rewind import RewindCache
 from herdling.infer.sampler import Sampler, Sampling
 from herdling.infer.speculative import DraftLength, accept
 from herdling.model.llama import Router, TextLM, decoder_of
 
 LONGEST = 8
+CPU_TIME = False
+
+
+def clock() -> float:
+    return time.process_time() if CPU_TIME else time.perf_counter()
 
 
 @dataclass
@@ -94,7 +103,7 @@ def decode(
     draft = drafter.begin(ids) if drafter else None
     if draft is not None:
         draft.propose(1, sampler if sampler.sampling.temperature == 0 else Sampler(Sampling()))
-    began, end = time.perf_counter(), len(prompt) + new
+    began, end = clock(), len(prompt) + new
     while len(ids) < end:
         tokens, q = [], None
         count = min(length.choose(), end - len(ids) - 1)
@@ -111,7 +120,7 @@ def decode(
         tally.lengths[len(tokens)] += 1
         tally.accepted += len(got) - 1
         tally.tests += min(len(got), len(tokens))
-    tally.seconds += time.perf_counter() - began
+    tally.seconds += clock() - began
     tally.tokens += new - 1
     return ids[len(prompt) :]
 
@@ -126,9 +135,9 @@ def pass_times(model: TextLM, context: int, most: int, rounds: int = 15) -> list
     times: list[list[float]] = [[] for _ in range(most)]
     for _ in range(rounds):
         for n in range(1, most + 1):
-            began = time.perf_counter()
+            began = clock()
             model(ids[:, context : context + n], cache=cache)
-            times[n - 1].append(time.perf_counter() - began)
+            times[n - 1].append(clock() - began)
             cache.rewind(context)
     return [statistics.median(t) for t in times]
 
@@ -142,9 +151,9 @@ def measured_costs(target: TextLM, drafter: Drafter, context: int) -> Costs:
     times = []
     for i in range(15):
         draft.commit([i + 1])
-        began = time.perf_counter()
+        began = clock()
         proposed = len(draft.propose(4, sampler).tokens)
-        times.append((time.perf_counter() - began) / max(1, proposed))
+        times.append((clock() - began) / max(1, proposed))
     return Costs(statistics.median(times) / verify[0], tuple(t / verify[0] for t in verify))
 
 
@@ -205,7 +214,13 @@ def main() -> None:
     parser.add_argument("--top-p", type=float, default=1.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="count CPU time, for a busy machine; one thread"
+    )
     args = parser.parse_args()
+    if args.cpu_time:
+        global CPU_TIME
+        CPU_TIME, args.threads = True, 1
     if not all(0 <= g <= LONGEST for g in args.drafted):
         parser.error(f"--drafted is {args.drafted}; it must be 0 to {LONGEST}")
     torch.set_num_threads(args.threads)
@@ -215,6 +230,7 @@ def main() -> None:
     drafters = {name: drafter_of(name, lm) for name in args.draft}
     costs = {name: measured_costs(target, d, context) for name, d in drafters.items()}
     found = measure(args, target, drafters, costs, prompts)
+    whole = measure_engine(args, lm, drafters, prompts)
     plain = found.pop(("plain", 0))
     rate = statistics.median(t.tokens / t.seconds for t in plain)
     print(json.dumps({"plain tok_s": round(rate, 1)}))
@@ -225,6 +241,7 @@ def main() -> None:
         line = {
             "draft": name,
             "drafted": g or "adaptive",
+            "speedup in the engine": whole[name],
             "speedup": statistics.median(ratios),
             "predicted by time": tally.predicted(costs[name]),
             "predicted by bytes": tally.predicted(by_bytes),
@@ -235,6 +252,7 @@ def main() -> None:
             "by bytes": by_bytes.draft,
         }
         if g:
+            del line["speedup in the engine"]
             line["verification by time"] = costs[name].verify[g]
             line["verification by bytes"] = by_bytes.verify[g]
         print(json.dumps({k: round(v, 3) if isinstance(v, float) else v for k, v in line.items()}))
@@ -272,6 +290,40 @@ def measure(
                 if got != want and (args.temperature == 0 or name == "ngram"):
                     sys.exit(f"{name}: a reply differs from that of plain decoding")
     return found
+
+
+def measure_engine(
+    args: argparse.Namespace,
+    lm: LM,
+    drafters: dict[str, Drafter],
+    prompts: Sequence[Sequence[int]],
+) -> dict[str, float]:
+    """Median over rounds of the time without a draft over that with it."""
+    contenders = {"plain": None, **drafters}
+    engines = {
+        name: Engine(lm.model, lm.tokenizer, reuse=False, drafter=drafter, longest_guess=LONGEST)
+        for name, drafter in contenders.items()
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in engines}
+    for _ in range(args.rounds):
+        spent = dict.fromkeys(engines, 0.0)
+        for i, prompt in enumerate(prompts):
+            replies = []
+            for name, engine in engines.items():
+                sampling = Sampling(args.temperature, top_p=args.top_p)
+                request = Request(prompt, max_tokens=args.tokens, sampling=sampling, seed=i)
+                began = clock()
+                replies.append(engine.run([request])[0].ids)
+                spent[name] += clock() - began
+                if replies[-1] != replies[0] and (args.temperature == 0 or name == "ngram"):
+                    sys.exit(f"{name}: the engine's reply differs from that without a draft")
+        for name, value in spent.items():
+            seconds[name].append(value)
+    plain = seconds["plain"]
+    return {
+        name: statistics.median(a / b for a, b in zip(plain, times, strict=True))
+        for name, times in seconds.items()
+    }
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from herdling.infer.costs import Costs, expected_tokens
+from herdling.infer.costs import Costs
 from herdling.infer.sampler import Mask, Sampler, choose, probabilities
 
 MEMORY = 24
@@ -159,8 +159,3 @@ class DraftLength:
             self._pause = 0 if accepted else min(max(4, 2 * self._pause), LONGEST_PAUSE)
         else:
             self._pause = 0
-
-    @property
-    def tokens_per_call(self) -> float:
-        """Expected of the length that `choose` finds best now, at this acceptance."""
-        return expected_tokens(self.acceptance, self._costs.best(self.acceptance))
