@@ -1,11 +1,12 @@
 """Native CPU kernels against torch's, each pair timed in turn over weights that no cache holds.
 
-    python benchmarks/native_kernels.py [--tests linear experts swiglu] [--rows 1 4 16] [--threads 2]
+    python benchmarks/native_kernels.py [--tests linear experts int8 int4-g32] [--rows 1 4 16]
 
 Shapes are those of the `small` (width 512) and `medium` (2048) models of docs/performance.md. Every
 call takes the next of many weight copies, `--mib` in all, so weights come from memory. A round times
 all contenders once and reads memory once; printed are medians over rounds: microseconds a call,
-gigabytes of weights a second, the share of read bandwidth, and how many times faster than torch.
+gigabytes of weights a second, the share of read bandwidth, and how many times faster than torch (for
+packed experts: than native experts in the activations' type, whose bytes are not those shown).
 """
 
 import argparse
@@ -13,12 +14,16 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 
 from herdling.kernels import cpu
+from herdling.kernels.cpu import packed
 from herdling.kernels.cpu.library import loaded
 from herdling.kernels.grouped_matmul import routed_experts
 
@@ -123,7 +128,78 @@ def swiglu(dtype: torch.dtype, M: int, budget: int, D: int, inner: int) -> Case:
     return f"swiglu {short(dtype)} {D}x{inner} M={M}", contenders, copies, nbytes
 
 
-TESTS = {"linear": (linear, LINEAR), "experts": (experts, FFN), "swiglu": (swiglu, FFN)}
+def int8(dtype: torch.dtype, M: int, budget: int, N: int, K: int) -> Case:
+    """W8A8 here, weight-only in torch: the only fast int8 product torch has for these shapes."""
+    copies = max(4, budget // (N * K))
+    codes = torch.randint(-127, 128, (copies, N, K), dtype=torch.int8)
+    scales, x = torch.rand(N), torch.randn(M, K, dtype=dtype)
+    weights = [packed.pack(c, scales) for c in codes]
+    theirs = scales.to(dtype)
+    contenders: Contenders = {
+        "torch": lambda i: torch._weight_int8pack_mm(x, codes[i], theirs),
+        "native": lambda i: packed.linear(x, weights[i]),
+    }
+    return f"int8 {short(dtype)} {N}x{K} M={M}", contenders, copies, weights[0].nbytes
+
+
+def int4(group: int, dtype: torch.dtype, M: int, budget: int, N: int, K: int) -> Case:
+    """W4A8 here, weight-only in torch; group scales are float16 here, bfloat16 pairs in torch."""
+    copies = max(4, budget // (N * K // 2))
+    codes = torch.randint(-8, 8, (N, K), dtype=torch.int8)
+    scales, x = torch.rand(N, K // group).half(), torch.randn(M, K, dtype=dtype)
+    first = packed.pack(codes, scales, group)
+    weights = [
+        replace(first, codes=first.codes.clone(), scales=first.scales.clone())
+        for _ in range(copies)
+    ]
+    theirs = [torch._convert_weight_to_int4pack_for_cpu(codes.int() + 8, 1) for _ in range(copies)]
+    pairs = torch.stack([scales.t(), torch.zeros_like(scales.t())], -1).to(dtype).contiguous()
+    contenders: Contenders = {
+        "torch": lambda i: torch.ops.aten._weight_int4pack_mm_for_cpu(x, theirs[i], group, pairs),
+        "native": lambda i: packed.linear(x, weights[i]),
+    }
+    return f"w4a8 g{group} {short(dtype)} {N}x{K} M={M}", contenders, copies, first.nbytes
+
+
+def packed_experts(group: int, dtype: torch.dtype, M: int, budget: int, D: int, inner: int) -> Case:
+    """Packed experts against the same experts in `dtype`, both native."""
+    name, contenders, calls, _ = experts(dtype, M, budget, D, inner)
+    met = max(1, round(EXPERTS * (1 - (1 - 1 / EXPERTS) ** M)))
+    E = max(calls, budget // (3 * D * inner // (2 if group else 1)) // met) * met
+
+    def random(outputs: int, inputs: int) -> packed.Packed:
+        most = 7 if group else 127
+        codes = torch.randint(-most, most + 1, (outputs, inputs), dtype=torch.int8)
+        scales = (
+            torch.rand(outputs, inputs // group).half() / 100
+            if group
+            else torch.rand(outputs) / 1000
+        )
+        one = packed.pack(codes, scales, group)
+        copies = (one.codes.repeat(E, 1, 1, 1, 1), one.scales.repeat(E, 1, 1))
+        return replace(one, codes=copies[0], scales=copies[1], experts=E)
+
+    gate_up, down = random(2 * inner, D), random(D, inner)
+    x, gates = torch.randn(M, D, dtype=dtype), torch.rand(M, 1, dtype=dtype)
+    chosen = [(torch.arange(M) % met + i * met)[:, None] for i in range(E // met)]
+    pair: Contenders = {
+        "torch": lambda i: contenders["native"](i % calls),
+        "native": lambda i: packed.experts(x, chosen[i], gates, gate_up, down),
+    }
+    nbytes = (gate_up.nbytes + down.nbytes) * met // E
+    return f"{f'w4a8 g{group}' if group else 'int8'} {name}", pair, len(chosen), nbytes
+
+
+TESTS = {
+    "linear": (linear, LINEAR),
+    "experts": (experts, FFN),
+    "swiglu": (swiglu, FFN),
+    "int8": (int8, LINEAR),
+    "int4-g32": (partial(int4, 32), LINEAR),
+    "int4-g128": (partial(int4, 128), LINEAR),
+    "int8-experts": (partial(packed_experts, 0), FFN),
+    "int4-experts": (partial(packed_experts, 32), FFN),
+}
 
 
 def main() -> None:
@@ -144,7 +220,7 @@ def main() -> None:
     print(f"native kernels: {cpu.features()}, torch {torch.__version__}, {args.threads} threads")
     buffer = torch.ones(2**27)
     cases = (
-        make(getattr(torch, dtype), M, args.mib << 20, *shape)
+        cast(Callable[..., Case], make)(getattr(torch, dtype), M, args.mib << 20, *shape)
         for make, shapes in (TESTS[test] for test in args.tests)
         for dtype in args.dtype
         for M in args.rows
@@ -163,7 +239,7 @@ def told(row: dict) -> dict:
         if isinstance(n, dict)
     ]
     read = f"read {row['read_GB/s']:4.1f}"
-    print(f"{row['test']:38}", read, *times, f"x{row['times_faster']:.2f}", sep="  ", flush=True)
+    print(f"{row['test']:48}", read, *times, f"x{row['times_faster']:.2f}", sep="  ", flush=True)
     return row
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 SOURCES = sorted(Path(__file__).parent.glob("*.cpp"))
 HEADERS = sorted(Path(__file__).parent.glob("*.h"))
-FLAGS = ["-std=c++17", "-O3", "-fPIC", "-shared", "-pthread", "-w", "-fvisibility=hidden", "-fno-math-errno",
+FLAGS = ["-std=c++17", "-O3", "-fPIC", "-shared", "-pthread", "-w", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math",
          "-ffp-contract=fast"]  # fmt: skip
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 VARIANTS = {

@@ -2,8 +2,8 @@
 #include "dense.h"
 
 #include <cmath>
-#include <vector>
 
+#include "experts.h"
 #include "pool.h"
 
 namespace herdling {
@@ -56,27 +56,6 @@ void swiglu(const T* x, const T* gate, const T* up, const T* down, T* y, int64_t
     dot_block<T>(act, Q, M, down, F, i * outer.size, std::min(D, (i + 1) * outer.size),
                  [&](int64_t m, int64_t n, float v) { y[m * D + n] = narrow<T>(v); });
   });
-}
-
-struct Group {  // the rows that chose one expert, or some of them
-  int64_t expert, first, count;
-};
-
-constexpr int64_t kMostRows = 16;  // of a group: the sums of more would leave the caches
-
-// Routed rows (M = tokens * k) sorted by expert, cut into groups.
-std::vector<Group> sort_rows(const int64_t* chosen, int64_t M, int64_t E, std::vector<int64_t>& order) {
-  std::vector<int64_t> ends(E + 1, 0);
-  for (int64_t r = 0; r < M; r++) ends[chosen[r] + 1]++;
-  for (int64_t e = 0; e < E; e++) ends[e + 1] += ends[e];
-  std::vector<int64_t> next(ends.begin(), ends.end() - 1);
-  order.resize(M);
-  for (int64_t r = 0; r < M; r++) order[next[chosen[r]]++] = r;
-  std::vector<Group> groups;
-  for (int64_t e = 0; e < E; e++)
-    for (int64_t a = ends[e]; a < ends[e + 1]; a += kMostRows)
-      groups.push_back({e, a, std::min(kMostRows, ends[e + 1] - a)});
-  return groups;
 }
 
 // y (N, D): sum over a token's k experts of SwiGLU(gate * x); gate_up (E, D, 2F), down (E, F, D).

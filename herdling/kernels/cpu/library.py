@@ -18,11 +18,15 @@ from herdling.kernels.cpu.build import BuildError, compiled
 log = logging.getLogger(__name__)
 
 P, I, N, F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
+MATRIX = [P, P, I, I, I, N]  # codes, scales, N, K, group, whether scales are float16
 SIGNATURES = {
     "linear": [P, P, P, I, I, I, N],
     "swiglu": [P, P, P, P, P, I, I, I, N],
     "experts": [P, P, P, P, P, P, I, I, I, I, I, N],
     "rms_norm": [P, P, P, I, I, F],
+    "packed_linear": [P, *MATRIX, P, I, N],
+    "packed_swiglu": [P, *MATRIX, *MATRIX, P, I, N],
+    "packed_experts": [P, P, P, *MATRIX, *MATRIX, P, I, I, I, N],
 }
 
 
@@ -49,11 +53,11 @@ def load(variant: str) -> ctypes.CDLL:
     library = ctypes.CDLL(str(compiled(variant)))
     library.herdling_features.restype = ctypes.c_char_p
     library.herdling_read.argtypes, library.herdling_read.restype = [P, I, N], F
+    library.herdling_packed_integers.argtypes = [P, *MATRIX, P, I]
+    library.herdling_packed_integers.restype = None
     for name, arguments in SIGNATURES.items():
         for kind in ("f32", "bf16"):
             function = getattr(library, f"herdling_{name}_{kind}")
-            function.argtypes, function.restype = (
-                arguments,
-                ctypes.c_int if name == "experts" else None,
-            )
+            function.argtypes = arguments
+            function.restype = ctypes.c_int if name.endswith("experts") else None
     return library
