@@ -116,7 +116,7 @@ def main() -> None:
                     args.llama_bench, args.gguf, args.threads, args.new
                 )
             rates: dict[str, list[float]] = {who: [] for who in rounds}
-            for who, run in rounds.items():
+            for run in rounds.values():
                 run(test, streams)
             for _ in range(args.rounds):
                 for who, run in rounds.items():
