@@ -39,11 +39,15 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._service, self._seconds = service, seconds
         self.status = 0
-        self._ending: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
+        yield  # `signals` has been entered before anything was started
+
+    @contextlib.contextmanager
+    def signals(self) -> Iterator[None]:
+        """SIGTERM and Ctrl-C end this server, in an orderly way the first time."""
         if threading.current_thread() is not threading.main_thread():
             yield  # signals belong to the main thread; whoever runs us elsewhere ends us
             return
@@ -64,6 +68,8 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
+        if self.status:  # loading failed before there was a loop to tell
+            self._end_soon()
         await super().startup(sockets)
 
     def end(self) -> None:
@@ -76,9 +82,10 @@ class Server(uvicorn.Server):
         self.status = 1
         if self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop has ended already
-                self._loop.call_soon_threadsafe(
-                    lambda: asyncio.get_running_loop().call_later(FAREWELL_SECONDS, self.end)
-                )
+                self._loop.call_soon_threadsafe(self._end_soon)
+
+    def _end_soon(self) -> None:
+        asyncio.get_running_loop().call_later(FAREWELL_SECONDS, self.end)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Close the port, let calls end, cut them at the deadline."""
@@ -127,12 +134,14 @@ def run(
     server = Server(config, service, shutdown_seconds)
     service.on_failure = server.failed
     loader = threading.Thread(target=_load, args=(service, server, load), daemon=True)
-    loader.start()
-    on_open(address(listener))
     try:
-        server.run([listener])
+        with server.signals():
+            loader.start()
+            on_open(address(listener))
+            server.run([listener])
     finally:
         listener.close()
+        service.close()
     log.info("stopped")
     if loader.is_alive() or service.busy:
         # Python cannot end while another thread is deep in a library, and there is nothing to save.
@@ -161,6 +170,9 @@ def _load(service: Service, server: Server, load: "Callable[[], LM]") -> None:
 
 def bind(host: str, port: int) -> socket.socket:
     """A socket that listens there. Raises ConfigError with the reason."""
+    if not 0 <= port < 65536:
+        raise ConfigError(f"port is {port}; it must be 0 to 65535")
+    listener = None
     try:
         family, kind, _, _, place = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -169,11 +181,12 @@ def bind(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(place)
         listener.listen(2048)
-    except (OSError, OverflowError) as problem:
+    except OSError as problem:
+        if listener is not None:
+            listener.close()
         raise ConfigError(
             f"host {host}, port {port}: {problem}; remedy: choose another with --port"
         ) from None
-    listener.set_inheritable(True)
     return listener
 
 
