@@ -143,7 +143,8 @@ def choose(
             chosen = picked
         else:
             chosen[rows] = picked
-    logprobs = logits.gather(1, chosen[:, None]).squeeze(1) - logits.logsumexp(-1)
+    # Not logsumexp: with several threads a sum over one long row adds in another order than over many.
+    logprobs = logits.log_softmax(-1).gather(1, chosen[:, None]).squeeze(1)
     both = torch.stack([chosen.double(), logprobs.double()]).tolist()  # one transfer from a device
     ids = [int(token) for token in both[0]]
     for sampler, token in zip(samplers, ids, strict=True):
@@ -186,7 +187,7 @@ def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
     if sampling.temperature == 0:
         return whole.scatter_(1, logits.argmax(-1, keepdim=True), 1)
     probs, ids = _kept(logits, sampling)
-    probs = probs / probs.sum(-1, keepdim=True)
+    probs = probs / _sum(probs)
     return probs if ids is None else whole.scatter_(1, ids, probs)
 
 
@@ -203,11 +204,16 @@ def _kept(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor | None]:
     if sampling.min_p > 0:
         probs = probs.masked_fill(probs < sampling.min_p * probs.amax(-1, keepdim=True), 0)
     if sampling.typical_p < 1:
-        probs = probs / probs.sum(-1, keepdim=True)
+        probs = probs / _sum(probs)
         surprise = -probs.log()
-        entropy = torch.special.entr(probs).sum(-1, keepdim=True)
+        entropy = _sum(torch.special.entr(probs))
         probs = _first(probs, (surprise - entropy).abs(), sampling.typical_p, closed=False)
     return probs, ids
+
+
+def _sum(rows: Tensor) -> Tensor:
+    """(B, K) -> (B, 1), in an order that does not depend on B, as `sum` does with several threads."""
+    return rows.cumsum(-1)[:, -1:]
 
 
 def _first(probs: Tensor, key: Tensor, mass: float, closed: bool) -> Tensor:
@@ -220,7 +226,7 @@ def _first(probs: Tensor, key: Tensor, mass: float, closed: bool) -> Tensor:
     order = key.topk(NUCLEUS, largest=False).indices
     out = _before(probs, order, mass, closed)
     # Each row decides for itself whether it needs the whole order, so neighbours change nothing.
-    long = (probs.gather(1, order).sum(-1) <= mass).nonzero()[:, 0]
+    long = (_sum(probs.gather(1, order))[:, 0] <= mass).nonzero()[:, 0]
     if len(long):
         whole = key[long].sort(dim=-1, stable=True).indices
         out[long] = _before(probs[long], whole, mass, closed)
@@ -241,8 +247,7 @@ def top_of(logits: Tensor, counts: Sequence[int]) -> list[list[tuple[int, float]
     if rows:
         part = logits if len(rows) == len(counts) else logits[rows]
         most = min(max(counts), logits.shape[-1])
-        best, ids = part.topk(most)
-        best = best - part.logsumexp(-1, keepdim=True)
+        best, ids = part.log_softmax(-1).topk(most)
         for i, row, values in zip(rows, ids.tolist(), best.tolist(), strict=True):
             found[i] = list(zip(row, values, strict=True))[: counts[i]]
     return found
@@ -259,10 +264,8 @@ def log_probs_of(logits: Tensor, ids: Tensor, top: int = 0) -> tuple[Tensor, Ten
     best_ids, best = torch.empty(length, top, dtype=torch.int64), torch.empty(length, top)
     rows = max(1, BLOCK // V)
     for a in range(0, length, rows):
-        block, b = logits[a : a + rows].float(), a + rows
-        total = block.logsumexp(-1, keepdim=True)
-        chosen[a:b] = (block.gather(1, ids[a:b, None].to(block.device)) - total)[:, 0]
+        block, b = logits[a : a + rows].log_softmax(-1, dtype=torch.float32), a + rows
+        chosen[a:b] = block.gather(1, ids[a:b, None].to(block.device))[:, 0]
         if top:
-            values, best_ids[a:b] = block.topk(top)
-            best[a:b] = values - total
+            best[a:b], best_ids[a:b] = block.topk(top)
     return chosen, best_ids, best
