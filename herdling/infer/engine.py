@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from herdling.errors import ConfigError, Error, InputError
+from herdling import lora
+from herdling.errors import ConfigError, Error
 from herdling.infer.costs import predict
 from herdling.infer.drafts import Drafter, Proposal
 from herdling.infer.pages import Layers, Pages, Store
@@ -141,8 +142,7 @@ class Engine:
     def check(self, request: Request) -> None:
         """Raise InputError (ConfigError for settings) unless `add` would take the request."""
         check(request, self.model.config)
-        if request.adapter is not None:
-            raise InputError(f"adapter {request.adapter!r} is not loaded; there are none")
+        lora.of(self.model).check(request.adapter)
         if request.grammar is not None:
             self._grammars.check(request.grammar)
         longest = self.model.config.text.max_position_embeddings
@@ -237,7 +237,8 @@ class Engine:
             else:
                 plain.append((sequence, rows.stop - 1))
         if plain:
-            logits = self._ready()[1].logits(hidden[[row for _, row in plain]])
+            names = [sequence.request.adapter for sequence, _ in plain]
+            logits = self._ready()[1].logits(hidden[[row for _, row in plain]], names)
             masks = None
             if any(sequence.matcher for sequence, _ in plain):
                 masks = [sequence.matcher and sequence.matcher.apply for sequence, _ in plain]
@@ -257,7 +258,8 @@ class Engine:
         sequence, guess = piece.sequence, piece.guess
         assert guess is not None
         first = rows.stop - len(guess.tokens) - 1
-        logits = self._ready()[1].logits(hidden[first : rows.stop])
+        adapter = sequence.request.adapter
+        logits = self._ready()[1].logits(hidden[first : rows.stop], [adapter])
         try:
             masks = sequence.matcher and sequence.matcher.along(guess.tokens)
             tokens = accept(logits, guess.tokens, guess.q, sequence.sampler, masks)
@@ -311,7 +313,8 @@ class Engine:
         top = sequence.request.prompt_logprobs or 0
         for a in range(first, min(piece.end, end), SCORED_AT_ONCE):
             b = min(a + SCORED_AT_ONCE, piece.end, end)
-            logits = runner.logits(hidden[a - piece.start : b - piece.start])
+            part = hidden[a - piece.start : b - piece.start]
+            logits = runner.logits(part, [sequence.request.adapter])
             targets = torch.tensor(sequence.ids[a + 1 : b + 1])
             own, ids, values = log_probs_of(logits, targets, top)
             for i, token in enumerate(targets.tolist()):

@@ -17,6 +17,7 @@ from typing import Any, TypedDict, Unpack
 import torch
 from torch import Tensor
 
+from herdling import lora
 from herdling.checkpoint.card import Card
 from herdling.checkpoint.open import open_model
 from herdling.checkpoint.save import save_model, with_ids
@@ -232,11 +233,11 @@ def load(
     Args:
         dtype: a floating type such as torch.bfloat16 or "bfloat16"; None keeps the folder's.
         device: None takes the GPU if CUDA has one, else the CPU.
+        adapters: name -> adapter folder in peft's format (or hub name); `adapter=name` of `generate`
+            and `chat` then asks for one.
 
     Raises CheckpointError for a folder that is not whole, ConfigError for a bad argument.
     """
-    if adapters is not None:
-        raise Error("adapters are not available yet; remedy: merge them into the model folder")
     if quantize is not None:
         raise Error(
             f"quantize={quantize!r} is not available yet; remedy: load with a smaller dtype"
@@ -246,6 +247,8 @@ def load(
     folder = resolve(path)
     tokenizer = Tokenizer.open(folder)  # first, so that a folder without one fails at once
     model, config = open_model(folder, kind, place)
+    for name, its_folder in (adapters or {}).items():
+        lora.load(model, resolve(its_folder), name)
     processor = None if config.vision is None else ImageProcessor.open(folder)
     return LM(model.eval(), tokenizer, processor, Card.open(folder, config))
 

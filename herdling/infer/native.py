@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from herdling.kernels import cpu
+from herdling.lora.layers import LoraExperts, LoraLinear
 from herdling.model.llama import MLP, Experts, RMSNorm, Router, TextLM
 
 MOST_TOKENS = 16
@@ -25,7 +26,7 @@ class Native:
 
     def __init__(self, decoder: TextLM) -> None:
         weight = decoder.lm_head.weight
-        self._leaves: list[tuple[nn.Module, Callable]] = []
+        self._leaves: list[tuple[nn.Module, str, Callable]] = []
         kinds = (torch.float32, torch.bfloat16)
         self.fits = weight.device.type == "cpu" and weight.dtype in kinds and cpu.available()
         """Whether there is anything to swap in."""
@@ -35,8 +36,10 @@ class Native:
         for module in decoder.modules():
             forward = None if module in inside else _forward(module)
             if forward is not None:
-                self._leaves.append((module, forward))
+                self._leaves.append((module, "forward", forward))
                 inside.update(module.children())
+            elif (plain := _plain(module)) is not None:
+                self._leaves.append((module, "plain", plain))
 
     @contextmanager
     def leaves(self, tokens: int) -> Iterator[None]:
@@ -44,13 +47,13 @@ class Native:
         if not self.fits or tokens > MOST_TOKENS:
             yield
             return
-        for module, forward in self._leaves:
-            module.__dict__["forward"] = forward
+        for module, name, forward in self._leaves:
+            module.__dict__[name] = forward
         try:
             yield
         finally:
-            for module, _ in self._leaves:
-                module.__dict__.pop("forward", None)
+            for module, name, _ in self._leaves:
+                module.__dict__.pop(name, None)
 
 
 def _forward(module: nn.Module) -> Callable | None:
@@ -68,6 +71,13 @@ def _forward(module: nn.Module) -> Callable | None:
     if kind is RMSNorm:
         return partial(_norm, module)
     return partial(_experts, module) if kind is Experts else None
+
+
+def _plain(module: nn.Module) -> Callable | None:
+    """The native form of what an adapted leaf does without its adapters."""
+    if isinstance(module, LoraLinear):
+        return lambda x: cpu.linear(x, module.base)
+    return partial(_experts, module) if isinstance(module, LoraExperts) else None
 
 
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from herdling import lora
 from herdling.infer.native import Native
 from herdling.infer.pages import Store, Track
 from herdling.infer.scheduler import Piece
@@ -35,6 +36,8 @@ class Runner:
 
     def __init__(self, model: LanguageModel, store: Store) -> None:
         self.model, self.store = model, store
+        self._adapters = lora.of(model)
+        self._changes = self._adapters.changes
         self._decoder = decoder_of(model)
         self._native = Native(self._decoder)
         self._layers = [Layer(store, *place) for place in store.layers.places]
@@ -42,7 +45,7 @@ class Runner:
 
     @property
     def device(self) -> torch.device:
-        return self._decoder.lm_head.weight.device
+        return next(self._decoder.parameters()).device
 
     def run(self, pieces: Sequence[Piece]) -> tuple[Tensor, Tensor | None]:
         """Compute the pieces; returns hidden states (N, D), their tokens in the order of `pieces`.
@@ -54,25 +57,34 @@ class Runner:
         x = self._decoder.model.embed_tokens(ids)
         self._put_images(x, pieces)
         at = Ragged(self.model.config.text, self.store, pieces, self.device)
-        with self._watching() as routes, self._native.leaves(len(tokens)):
+        if self._changes != self._adapters.changes:  # layers took or lost adapters
+            self._native, self._changes = Native(self._decoder), self._adapters.changes
+        names = [piece.sequence.request.adapter for piece in pieces]
+        adapted = self._adapters.using(names, [len(piece.tokens) for piece in pieces])
+        with adapted, self._watching() as routes, self._native.leaves(len(tokens)):
             hidden = self._decoder.model.blocks(x[None], at, self._layers)
         return hidden[0], torch.stack(routes) if routes else None
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """(R, D) -> (R, V) float32."""
-        with self._native.leaves(len(hidden)):
+    def logits(self, hidden: Tensor, adapters: Sequence[str | None]) -> Tensor:
+        """(R, D) -> (R, V) float32; `adapters` are the rows', or one for them all."""
+        with self._adapters.using(adapters), self._native.leaves(len(hidden)):
             return self._decoder.lm_head(self._decoder.model.norm(hidden)).float()
 
     def _put_images(self, x: Tensor, pieces: Sequence[Piece]) -> None:
         """Write the features of patch tokens over their embeddings; tiles are encoded as needed."""
-        needed = [
-            (piece.sequence.images, tile)
-            for piece in pieces
-            for tile in piece.sequence.images.needed(piece.start, piece.end)
-        ]
-        if needed and isinstance(self.model, MultimodalLM):
+        for name in dict.fromkeys(piece.sequence.request.adapter for piece in pieces):
+            needed = [
+                (piece.sequence.images, tile)
+                for piece in pieces
+                if piece.sequence.request.adapter == name
+                for tile in piece.sequence.images.needed(piece.start, piece.end)
+            ]
+            if not needed or not isinstance(self.model, MultimodalLM):
+                continue
             pixels = torch.stack([images.tile(n) for images, n in needed])
-            for (images, tile), features in zip(needed, encode(self.model, pixels), strict=True):
+            with self._adapters.using([name]):
+                encoded = encode(self.model, pixels)
+            for (images, tile), features in zip(needed, encoded, strict=True):
                 images.features[tile] = features
         offset = 0
         for piece in pieces:

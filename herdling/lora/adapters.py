@@ -35,6 +35,8 @@ class Adapters:
         self.model = model
         self.default: str | None = None
         """Name of the adapter for tokens that ask for none: the one in training; None in serving."""
+        self.changes = 0
+        """How often layers took or lost adapters: whoever keeps what layers are looks here."""
         self._keys: dict[str, str] = {}
         self._sites: dict[str, dict[str, tuple[Site, Factors]]] = {}
         self._next = 0
@@ -74,6 +76,7 @@ class Adapters:
         if not factors:
             raise ConfigError(f"adapter {name!r} reaches no matrix")
         key, self._next = str(self._next), self._next + 1
+        self.changes += 1
         for site, own in factors.items():
             module = self._adapted(site)
             if site.fused is None:
@@ -88,9 +91,13 @@ class Adapters:
         self._sites[name] = {site.path: (site, own) for site, own in factors.items()}
 
     def remove(self, name: str) -> None:
-        """Take an adapter off; a layer that none reaches any more is a plain one again."""
+        """Take an adapter off; a layer that none reaches any more is a plain one again.
+
+        Not while an engine runs requests that use it.
+        """
         found = self.factors(name)
         key = self._keys.pop(name)
+        self.changes += 1
         del self._sites[name]
         for path in dict.fromkeys(site.module for site, _ in found.values()):
             module = self.model.get_submodule(path)

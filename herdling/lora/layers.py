@@ -80,10 +80,19 @@ class LoraLinear(nn.Linear):
     lora: nn.ModuleDict
     choice: "Adapters"
 
-    def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        weight, bias = self._parameters["weight"], self.bias
+    def plain(self, x: Tensor) -> Tensor:
+        """The result without any adapter; another kernel may be put in its place."""
+        return F.linear(x, self.base, self.bias)
+
+    @property
+    def base(self) -> Tensor:
+        """The weight without any adapter."""
+        weight = self._parameters["weight"]
         assert weight is not None
-        out = F.linear(x, weight, bias)
+        return weight
+
+    def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        out, weight, bias = self.plain(x), self.base, self.bias
         for key, rows in self.choice.active:
             if key not in self.lora:
                 continue
@@ -106,8 +115,7 @@ class LoraHead(LoraLinear):
 
     @property
     def weight(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
-        weight = self._parameters["weight"]
-        assert weight is not None
+        weight = self.base
         for key, rows in self.choice.active:
             if key not in self.lora:
                 continue
@@ -129,11 +137,15 @@ class LoraExperts(Experts):
     lora: nn.ModuleDict
     choice: "Adapters"
 
+    def plain(self, x: Tensor, chosen: Tensor, gates: Tensor) -> Tensor:
+        """The result without any adapter; another kernel may be put in its place."""
+        return super().forward(x, chosen, gates)
+
     def forward(self, x: Tensor, chosen: Tensor, gates: Tensor) -> Tensor:
         active = self.choice.active
         parts = [(dict(self.lora[key].items()), rows) for key, rows in active if key in self.lora]  # pyright: ignore[reportCallIssue]
         if not parts:
-            return super().forward(x, chosen, gates)
+            return self.plain(x, chosen, gates)
         return adapted_experts(x, chosen, gates, self.gate_up_proj, self.down_proj, parts)
 
 
