@@ -10,25 +10,31 @@ from typing import Any
 Schema = dict[str, Any]
 
 
-def body(fields: Mapping[str, Schema | str], required: Collection[str] = ()) -> dict[str, Any]:
-    """The request body of an endpoint: its main fields, a type each; others are read past."""
-    return _content("requestBody", _object(fields, required))
+def body(
+    fields: Mapping[str, Schema | str], required: Collection[str] = (), stream: str | None = None
+) -> dict[str, Any]:
+    """The request body of an endpoint: its main fields, a type each; others are read past, and what is
+    not required may be null. `stream` is the media type of replies that come in pieces."""
+    known: Schema = {
+        name: {"type": kind if name in required else [kind, "null"]}
+        if isinstance(kind, str)
+        else kind
+        for name, kind in fields.items()
+    }
+    schema = {"type": "object", "properties": known, "required": list(required)}
+    content = {"application/json": {"schema": schema}}
+    said: dict[str, Any] = {"requestBody": {"required": True, "content": content}}
+    if stream is not None:
+        said["responses"] = {"200": {"content": {stream: {}}}}
+    return said
 
 
 def failures(fields: Mapping[str, Schema | str]) -> dict[int | str, dict[str, Any]]:
     """The body of every answer that is an error."""
-    content = {"application/json": {"schema": _object(fields, fields)}}
+    known = {k: {"type": v} if isinstance(v, str) else v for k, v in fields.items()}
+    schema = {"type": "object", "properties": known, "required": list(fields)}
+    content = {"application/json": {"schema": schema}}
     return {
         "4XX": {"description": "The call cannot be answered as it is.", "content": content},
         "5XX": {"description": "The server cannot answer now.", "content": content},
     }
-
-
-def _object(fields: Mapping[str, Schema | str], required: Collection[str]) -> Schema:
-    known = {k: {"type": v} if isinstance(v, str) else v for k, v in fields.items()}
-    more = {"required": list(required)} if required else {}
-    return {"type": "object", "properties": known, **more}
-
-
-def _content(key: str, schema: Schema) -> dict[str, Any]:
-    return {key: {"required": True, "content": {"application/json": {"schema": schema}}}}

@@ -49,12 +49,12 @@ def routes(service: Service) -> APIRouter:
     complete = openai_completions.routes(service).routes[0].endpoint  # pyright: ignore
     memory = Memory()
 
-    @router.get("/ping")
+    @router.get("/ping", response_class=Response)
     async def ping() -> Response:
         """200 without a body when calls are answered, else 503."""
         return Response(status_code=200 if service.state()[0] == "ok" else 503)
 
-    @router.post("/invocations", openapi_extra=documented.body(_BODY))
+    @router.post("/invocations", openapi_extra=documented.body(_BODY, stream="text/event-stream"))
     async def invocations(request: Request) -> Any:
         """Answer whichever body this is."""
         raw = await request.body()

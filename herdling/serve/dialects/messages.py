@@ -50,7 +50,9 @@ def routes(service: Service) -> APIRouter:
     said = documented.failures({"type": {"const": "error"}, "error": "object"})
     router = APIRouter(tags=["Anthropic messages"], responses=said)
 
-    @router.post("/v1/messages", openapi_extra=documented.body(_BODY, _REQUIRED))
+    @router.post(
+        "/v1/messages", openapi_extra=documented.body(_BODY, _REQUIRED, "text/event-stream")
+    )
     async def create(request: Request) -> Response:
         body = await bodies.read(request)
         chat = messages_in.chat(body)

@@ -49,7 +49,7 @@ def routes(service: Service) -> APIRouter:
     router = APIRouter(tags=["Ollama"], responses=documented.failures({"error": "string"}))
     ollama_models.add_routes(router, service)
 
-    @router.post("/api/chat", openapi_extra=documented.body(_CHAT, ["model"]))
+    @router.post("/api/chat", openapi_extra=documented.body(_CHAT, ["model"], _NDJSON))
     async def chat(request: Request) -> Response:
         body = await bodies.read(request)
         asked = ollama_in.chat(body)
@@ -58,7 +58,7 @@ def routes(service: Service) -> APIRouter:
             return _loaded(service, body, writer)
         return await _answer(request, body, writer, lambda: service.chat(asked))
 
-    @router.post("/api/generate", openapi_extra=documented.body(_GENERATE, ["model"]))
+    @router.post("/api/generate", openapi_extra=documented.body(_GENERATE, ["model"], _NDJSON))
     async def generate(request: Request) -> Response:
         body = await bodies.read(request)
         _refuse(body)

@@ -46,7 +46,9 @@ def routes(service: Service) -> APIRouter:
     """The endpoints, with a memory of their own."""
     router, memory = APIRouter(tags=["OpenAI responses"]), Memory()
 
-    @router.post("/v1/responses", openapi_extra=documented.body(_BODY, ["input"]))
+    @router.post(
+        "/v1/responses", openapi_extra=documented.body(_BODY, ["input"], "text/event-stream")
+    )
     async def create(request: Request) -> Response:
         return await respond(service, memory, request, await bodies.read(request))
 

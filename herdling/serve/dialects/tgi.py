@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 Body = Mapping[str, Any]
 Object = dict[str, Any]
+_SSE = "text/event-stream"
 _DEFAULTS = Options(temperature=1.0, top_p=1.0, max_tokens=100)
 _SAMPLED = ("temperature", "top_k", "top_p", "typical_p")
 _SETTINGS = (*_SAMPLED, "repetition_penalty", "frequency_penalty", "seed")
@@ -49,17 +50,19 @@ def routes(service: Service) -> APIRouter:
     said = documented.failures({"error": "string", "error_type": "string"})
     router = APIRouter(tags=["Text Generation Inference"], responses=said)
 
-    document = documented.body({"inputs": "string", "parameters": "object"}, ["inputs"])
+    known = {"inputs": "string", "parameters": "object"}
+    document = documented.body(known, ["inputs"])
+    streamed = documented.body(known, ["inputs"], _SSE)
 
     @router.post("/generate", openapi_extra=document)
     async def generate(request: Request) -> Response:
         return await _told(request, lambda body: _whole(service, request, body))
 
-    @router.post("/generate_stream", openapi_extra=document)
+    @router.post("/generate_stream", openapi_extra=streamed)
     async def generate_stream(request: Request) -> Response:
         return await _told(request, lambda body: _stream(service, request, body))
 
-    @router.post("/", openapi_extra=document)
+    @router.post("/", include_in_schema=False)  # the page is there too
     async def root(request: Request) -> Response:
         return await _told(request, lambda body: either(service, request, body))
 
