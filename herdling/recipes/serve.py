@@ -3,15 +3,16 @@
     herdling serve runs/demo/model
     herdling serve runs/demo/model --host 0.0.0.0 --api-key-file keys.txt
 
-The port opens at once and says 503 until the model is loaded. Settings that are secrets or depend on the
-machine can come from the environment: HERDLING_API_KEY (several with commas between them).
+The port opens at once and says 503 until the model is loaded. Containers are told through the
+environment: HERDLING_MODEL, HERDLING_NAME, HERDLING_HOST, HERDLING_PORT are the defaults of the settings
+of these names, and HERDLING_API_KEY holds keys with commas between them.
 """
 
 import ipaddress
 import os
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -27,17 +28,24 @@ _SIZES = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _LOCAL = ("localhost", "127.0.0.1", "[::1]")
 
 
+def _port() -> int:
+    given = os.environ.get("HERDLING_PORT", "8000")
+    if not given.isdecimal():
+        raise ConfigError(f"HERDLING_PORT is {given!r}; it must be a port, such as 8000")
+    return int(given)
+
+
 @dataclass(frozen=True)
 class Config:
     """Serve a model over HTTP: OpenAI's API and others, and a page to chat in."""
 
-    path: Positional[str]
-    """Model folder or hub name."""
-    host: str = "127.0.0.1"
+    path: Positional[str] = field(default_factory=lambda: os.environ.get("HERDLING_MODEL", ""))
+    """Model folder or hub name; default: that in HERDLING_MODEL."""
+    host: str = field(default_factory=lambda: os.environ.get("HERDLING_HOST", "127.0.0.1"))
     """Address to listen on; 0.0.0.0 is every IPv4 address of this machine."""
-    port: int = 8000
+    port: int = field(default_factory=_port)
     """Port to listen on; 0 takes a free one."""
-    name: str | None = None
+    name: str | None = field(default_factory=lambda: os.environ.get("HERDLING_NAME"))
     """The model's name in the APIs; default: that of its folder, or of its run."""
     alias: UseAppendAction[tuple[str, ...]] = ()
     """A further name for the model; may be given several times."""
@@ -141,6 +149,8 @@ def _check_path(path: str) -> None:
     A hub name is left to the loader: it may take minutes to come. What is there is not looked into,
     which would bring torch along before the port is open.
     """
+    if not path:
+        raise ConfigError("path is missing; name a model folder, or set HERDLING_MODEL")
     if not Path(path).is_dir() and (Path(path).exists() or path.count("/") != 1):
         from herdling.checkpoint.source import resolve
 

@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from herdling.cli import main
+from herdling.config import parse
 from herdling.errors import ConfigError
 from herdling.recipes.serve import Config, read, read_adapters, read_size
 
@@ -59,6 +61,23 @@ def test_a_key_that_is_none_never_opens_the_server(tmp_path):
     ):
         with pytest.raises(ConfigError, match="api_key"):
             read(config)
+
+
+def test_a_container_is_told_through_the_environment(monkeypatch):
+    for name, value in (("MODEL", "a/m"), ("NAME", "own"), ("HOST", "0.0.0.0"), ("PORT", "8080")):
+        monkeypatch.setenv(f"HERDLING_{name}", value)
+    config = parse(Config, [], prog="herdling serve")
+    assert (config.path, config.name, config.host, config.port) == ("a/m", "own", "0.0.0.0", 8080)
+    assert parse(Config, ["b", "--port", "1"], prog="herdling serve").port == 1
+    monkeypatch.setenv("HERDLING_PORT", "http")
+    with pytest.raises(ConfigError, match="HERDLING_PORT"):
+        parse(Config, [], prog="herdling serve")
+
+
+def test_a_model_is_needed(capsys, monkeypatch):
+    monkeypatch.delenv("HERDLING_MODEL", raising=False)
+    assert main(["serve"]) == 2
+    assert "HERDLING_MODEL" in capsys.readouterr().err
 
 
 def test_only_a_local_server_without_keys_judges_names():
