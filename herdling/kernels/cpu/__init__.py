@@ -7,9 +7,11 @@
         y = cpu.experts(x, chosen, gates, gate_up, down)   # routed experts, one call
 
 bfloat16 and float32, contiguous weights on the CPU, no gradients; anything else is an InputError, never
-a slow or wrong result. Sums are float32. Written in C++ and compiled at first use (`build.py`); without
-a compiler `available()` is False and callers keep to torch. Under torch.compile the same calls are
-custom ops (`ops.py`). Left out: training, large M (torch's GEMMs win), other devices.
+a slow or wrong result. Sums are float32; a row's result depends neither on the rows beside it nor on
+the number of threads. 8- and 4-bit weights with int8 activations: `packed.py`. Written in C++, compiled
+at first use (`build.py`); without a compiler `available()` is False and callers keep to torch. Under
+torch.compile the same calls are custom ops (`ops.py`). Left out: training, many rows (torch's GEMMs
+win there), other devices.
 """
 
 from herdling.kernels.cpu import ops as ops  # registers the custom ops
@@ -25,6 +27,8 @@ def available() -> bool:
 
 
 def features() -> str:
-    """The instruction set in use, or why torch's kernels are used: for reports."""
+    """The instruction sets in use, float and integer, or `off`: for reports."""
     library = loaded()
-    return library.herdling_features().decode() if library else "off"
+    if library is None:
+        return "off"
+    return f"{library.herdling_features().decode()}, {library.herdling_integer_features().decode()}"

@@ -52,6 +52,7 @@ def load(variant: str) -> ctypes.CDLL:
     """Build and open one variant; BuildError or OSError where that fails."""
     library = ctypes.CDLL(str(compiled(variant)))
     library.herdling_features.restype = ctypes.c_char_p
+    library.herdling_integer_features.restype = ctypes.c_char_p
     library.herdling_read.argtypes, library.herdling_read.restype = [P, I, N], F
     library.herdling_packed_integers.argtypes = [P, *MATRIX, P, I]
     library.herdling_packed_integers.restype = None

@@ -61,8 +61,14 @@ inline void start_sums(const Rows& rows, int64_t m, const Matrix& w) {
 
 // Row m of `rows` from floats: scale max|x| / 127, codes to nearest, ties to even.
 inline void quantize(const float* x, const Rows& rows, int64_t m, const Matrix& w) {
-  float most = 0;
-  for (int64_t k = 0; k < w.K; k++) most = std::max(most, std::fabs(x[k]));
+  int32_t bits = 0;  // of the largest magnitude: without signs floats are ordered as integers are
+  for (int64_t k = 0; k < w.K; k++) {
+    int32_t b;
+    memcpy(&b, x + k, 4);
+    bits = std::max(bits, b & 0x7fffffff);
+  }
+  float most;
+  memcpy(&most, &bits, 4);
   const float inverse = most > 0 ? 127 / most : 0;
   int8_t* a = rows.a + m * rows.depth;
   // Not by adding 1.5 * 2^23: that would be fused with the product, and round differently, on some machines.
@@ -133,7 +139,10 @@ inline void panel_floats(const Rows& rows, const Matrix& w, int64_t panel, const
   Floats total[RM];
   for (int m = 0; m < RM; m++) total[m] = floats(0.f);
   scales += panel * w.groups() * 16;
-  panel_rows<RM>(rows, w, panel, [&](int64_t g, int m, Ints v) { total[m] = fma(v, floats(scales + g * 16), total[m]); });
+  panel_rows<RM>(rows, w, panel, [&](int64_t g, int m, Ints v) {
+    if (m == 0) prefetch(scales + (g + 16) * 16);  // a stream too thin for the machine's own prefetching
+    total[m] = fma(v, floats(scales + g * 16), total[m]);
+  });
   for (int m = 0; m < RM; m++) put(out[m], total[m]);
 }
 

@@ -12,7 +12,7 @@ a model is loaded; packed weights are never stored. Layout: `packed.h`. Left out
 points, K above 131072.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -35,16 +35,19 @@ class Packed:
     inputs: int
     group: int  # inputs a scale; 0: int8 with one scale an output
     experts: int  # 0: a single matrix
+    arguments: tuple[int, ...] = field(
+        init=False, repr=False, compare=False
+    )  # as the kernels take it
+
+    def __post_init__(self) -> None:
+        halves = self.scales.dtype == torch.float16
+        pointers = self.codes.data_ptr(), self.scales.data_ptr()
+        shape = self.outputs, self.inputs, self.group
+        object.__setattr__(self, "arguments", (*pointers, *shape, halves))
 
     @property
     def nbytes(self) -> int:
         return self.codes.nbytes + self.scales.nbytes
-
-    def arguments(self) -> tuple[int, ...]:
-        halves = self.scales.dtype == torch.float16
-        return (
-            self.codes.data_ptr(), self.scales.data_ptr(), self.outputs, self.inputs, self.group, halves
-        )  # fmt: skip
 
 
 def pack(codes: Tensor, scales: Tensor, group: int = 0) -> Packed:
@@ -103,7 +106,7 @@ def linear(x: Tensor, weight: Packed) -> Tensor:
     x = x.contiguous()
     out = x.new_empty((*x.shape[:-1], weight.outputs))
     _call("linear", x)(
-        x.data_ptr(), *weight.arguments(), out.data_ptr(), x.numel() // weight.inputs, torch.get_num_threads()
+        x.data_ptr(), *weight.arguments, out.data_ptr(), x.numel() // weight.inputs, torch.get_num_threads()
     )  # fmt: skip
     return out
 
@@ -116,7 +119,7 @@ def swiglu(x: Tensor, gate_up: Packed, down: Packed) -> Tensor:
     x = x.contiguous()
     out = x.new_empty((*x.shape[:-1], down.outputs))
     _call("swiglu", x)(
-        x.data_ptr(), *gate_up.arguments(), *down.arguments(), out.data_ptr(),
+        x.data_ptr(), *gate_up.arguments, *down.arguments, out.data_ptr(),
         x.numel() // gate_up.inputs, torch.get_num_threads(),
     )  # fmt: skip
     return out
@@ -136,7 +139,7 @@ def experts(x: Tensor, chosen: Tensor, gates: Tensor, gate_up: Packed, down: Pac
     x, chosen = x.contiguous(), chosen.contiguous()
     out = torch.empty_like(x)
     wrong = _call("experts", x)(
-        x.data_ptr(), chosen.data_ptr(), gates.data_ptr(), *gate_up.arguments(), *down.arguments(),
+        x.data_ptr(), chosen.data_ptr(), gates.data_ptr(), *gate_up.arguments, *down.arguments,
         out.data_ptr(), x.shape[0], chosen.numel() // max(1, x.shape[0]), gate_up.experts,
         torch.get_num_threads(),
     )  # fmt: skip

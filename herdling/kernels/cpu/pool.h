@@ -19,11 +19,11 @@ void parallel(int threads, int64_t chunks, F&& body) {
   parallel(threads, chunks, [](void* f, int64_t chunk) { (*static_cast<F*>(f))(chunk); }, &body);
 }
 
-// Chunks of `unit` items so that each thread has about 8 of at least `least` bytes.
+// Chunks of `unit` items so that each thread has about 32 of at least `least` bytes.
 struct Chunks {
   int64_t size, count;
-  Chunks(int64_t items, int64_t unit, int64_t item_bytes, int threads, int64_t least = 32768) {
-    int64_t wanted = (items + threads * 8 - 1) / (threads * 8);
+  Chunks(int64_t items, int64_t unit, int64_t item_bytes, int threads, int64_t least = 16384) {
+    int64_t wanted = (items + threads * 32 - 1) / (threads * 32);
     int64_t small = (least + item_bytes - 1) / item_bytes;
     size = wanted > small ? wanted : small;
     size = (size + unit - 1) / unit * unit;

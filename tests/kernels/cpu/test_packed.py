@@ -58,7 +58,7 @@ def test_integers_are_exact_for_every_shape(native, group):
             groups = -(-K // group) if group else 1
             weight = pack(codes, torch.ones(N, groups) if group else torch.ones(N), group)
             got = torch.zeros(M, groups, N, dtype=torch.int32)
-            native.herdling_packed_integers(a.data_ptr(), *weight.arguments(), got.data_ptr(), M)
+            native.herdling_packed_integers(a.data_ptr(), *weight.arguments, got.data_ptr(), M)
             span = group or K
             for g in range(groups):
                 part = slice(g * span, (g + 1) * span)
