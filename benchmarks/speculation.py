@@ -2,10 +2,11 @@
 
     python benchmarks/speculation.py runs/demo/model --draft ngram shared runs/draft --drafted 0 3
 
-Each draft (`ngram`, `shared`, or a model folder) and length (0: adaptive) decodes the same prompts, in
-turn with plain decoding, so that a busy machine slows all alike; figures are medians over rounds. They
-are of a plain loop over a cached model, where lengths can be fixed and decoding is timed alone; *in the
-engine* is the same for whole requests through `Engine`, one at a time, with its own choice of length.
+Each draft (`ngram`, `shared`, a model folder, or several in turn: ngram+runs/draft) and length (0:
+adaptive) decodes the same prompts, in turn with plain decoding, so that a busy machine slows all alike;
+figures are medians over rounds. They are of a plain loop over a cached model, where lengths can be
+fixed and decoding is timed alone; *in the engine* is the same for whole requests through `Engine`, one
+at a time, with its own choice of length.
 Predictions are for the acceptance that was measured: *by time* from the times of a draft's step and
 of the target's passes, measured in the same run; *by bytes* from the shapes alone, which a machine
 follows as far as it is bound by memory. Greedy replies must be equal or the run ends with status 1.
@@ -27,7 +28,7 @@ import herdling
 from herdling.data.embedded import texts
 from herdling.infer.costs import Costs, distinct_experts, expected_tokens, predict
 from herdling.infer.draft_models import ModelDraft, SharedExpertDraft
-from herdling.infer.drafts import Drafter, NgramDraft
+from herdling.infer.drafts import Drafter, FirstDraft, NgramDraft
 from herdling.infer.engine import Engine
 from herdling.infer.lm import LM
 from herdling.infer.request import Request
@@ -146,11 +147,16 @@ def pass_times(model: TextLM, context: int, most: int, rounds: int = 15) -> list
 def measured_costs(target: TextLM, drafter: Drafter, context: int) -> Costs:
     """Costs by the clock; drafting includes what it takes in Python."""
     verify = pass_times(target, context, LONGEST + 1)
-    draft, sampler = drafter.begin([1 + i % 100 for i in range(context)]), Sampler(Sampling())
+    # Text without repeats: prompt lookup has no guess, so that of several drafts the model is timed.
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(
+        target.config.text.vocab_size, (context + 15,), generator=generator
+    ).tolist()
+    draft, sampler = drafter.begin(ids[:context]), Sampler(Sampling())
     draft.propose(1, sampler)
     times = []
-    for i in range(15):
-        draft.commit([i + 1])
+    for token in ids[context:]:
+        draft.commit([token])
         began = clock()
         proposed = len(draft.propose(4, sampler).tokens)
         times.append((clock() - began) / max(1, proposed))
@@ -179,6 +185,8 @@ def experts_touched(target: TextLM, replies: Sequence[Sequence[int]], tokens: in
 
 
 def drafter_of(name: str, target: LM) -> Drafter:
+    if "+" in name:
+        return FirstDraft(*(drafter_of(part, target) for part in name.split("+")))
     if name == "ngram":
         return NgramDraft()
     if name == "shared":

@@ -1,11 +1,11 @@
-"""Who guesses the next tokens. Here: what a draft is, and prompt lookup; see also `draft_models`.
+"""Who guesses the next tokens. Here: what a draft is, prompt lookup, several in turn.
 
     drafter = NgramDraft()                                      # one for an engine
     draft = drafter.begin(prompt_ids)                           # one for a sequence
     guess = draft.propose(4, sampler)                           # tokens, and what they were drawn from
     draft.commit(tokens)                                        # what the sequence really went on with
 
-No proposal can change what is generated (`speculative.accept` sees to that), only how fast. Left out:
+Models that guess are in `draft_models`. No proposal can change what is generated (`speculative.accept` sees to that), only how fast. Left out:
 proposing for several sequences in one call.
 
 Shape letters: g proposed tokens, V vocabulary.
@@ -134,3 +134,35 @@ class Ngrams:
         self._places = array("i", bytes(4 * slots))
         for end in range(len(self._ids)):
             self._insert(end)
+
+
+class FirstDraft:
+    """Several drafts in turn: the first that has a guess. N-grams where they match, else a model."""
+
+    def __init__(self, *drafters: Drafter) -> None:
+        if not drafters:
+            raise ConfigError("FirstDraft has no drafts; give at least one")
+        self._drafters = drafters
+        self.cost = max(drafter.cost for drafter in drafters)
+
+    def begin(self, ids: Sequence[int]) -> "FirstGuess":
+        return FirstGuess([drafter.begin(ids) for drafter in self._drafters])
+
+
+class FirstGuess:
+    """Guesses for one sequence, by the first of these drafts that has any."""
+
+    def __init__(self, drafts: Sequence[Draft]) -> None:
+        self._drafts = drafts
+
+    @property
+    def nbytes(self) -> int:
+        return sum(draft.nbytes for draft in self._drafts)
+
+    def propose(self, count: int, sampler: Sampler) -> Proposal:
+        guesses = (draft.propose(count, sampler) for draft in self._drafts)
+        return next((guess for guess in guesses if guess.tokens), Proposal([]))
+
+    def commit(self, tokens: Sequence[int]) -> None:
+        for draft in self._drafts:
+            draft.commit(tokens)

@@ -13,7 +13,7 @@ import torch
 from herdling.errors import ConfigError
 from herdling.infer import draft_models
 from herdling.infer.draft_models import ModelDraft, SharedExpertDraft, without_routed
-from herdling.infer.drafts import Drafter, NgramDraft, Proposal
+from herdling.infer.drafts import Drafter, FirstDraft, NgramDraft, Proposal
 from herdling.infer.lm import LM
 from herdling.infer.rewind import RewindCache
 from herdling.infer.sampler import Sampler, Sampling
@@ -66,10 +66,13 @@ def near(lm: LM, noise: float) -> LM:
 @pytest.fixture(scope="module")
 def drafters(target) -> dict[str, Drafter]:
     draft = near(target, 0.02)
+    lookup = NgramDraft(3, 1)
+    model = ModelDraft(draft.model, draft.tokenizer, target.model, target.tokenizer)
     return {
-        "ngram": NgramDraft(3, 1),
-        "model": ModelDraft(draft.model, draft.tokenizer, target.model, target.tokenizer),
+        "ngram": lookup,
+        "model": model,
         "shared": SharedExpertDraft(target.model),
+        "first": FirstDraft(lookup, model),
     }
 
 
@@ -99,7 +102,7 @@ def test_greedy_replies_are_identical_whoever_guesses(target, drafters, prompts,
         assert NEW * len(prompts) / calls > 1.5
 
 
-@pytest.mark.parametrize("name", ["ngram", "model", "shared"])
+@pytest.mark.parametrize("name", ["ngram", "model", "shared", "first"])
 def test_sampled_replies_repeat_with_their_seed(target, drafters, prompts, name):
     sampling = Sampling(temperature=0.8, top_p=0.95, frequency_penalty=0.5)
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from herdling.errors import ConfigError
 from herdling.infer import drafts
-from herdling.infer.drafts import NgramDraft, Ngrams
+from herdling.infer.drafts import FirstDraft, NgramDraft, Ngrams
 from herdling.infer.sampler import Sampler, Sampling
 
 SAMPLER = Sampler(Sampling())
@@ -78,3 +78,15 @@ def test_lengths_out_of_order_are_refused():
     for longest, shortest in ((2, 3), (2, 0)):
         with pytest.raises(ConfigError, match="n-grams of"):
             NgramDraft(longest, shortest)
+
+
+def test_the_first_draft_with_a_guess_is_heard_and_all_go_on_with_the_text():
+    draft = FirstDraft(NgramDraft(4, 4), NgramDraft(2, 2)).begin([1, 2, 3, 4, 5, 9, 3, 4, 6])
+    assert draft.propose(2, SAMPLER).tokens == []
+    draft.commit([3, 4])
+    assert draft.propose(2, SAMPLER).tokens == [6, 3]  # of two tokens
+    draft.commit([5, 1, 2, 3, 4])
+    assert draft.propose(2, SAMPLER).tokens == [5, 9]  # of four, where two would say 5, 1
+    assert draft.nbytes > NgramDraft().begin([1]).nbytes
+    with pytest.raises(ConfigError, match="at least one"):
+        FirstDraft()
