@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from herdling.serve import errors, logs
+from herdling.serve import cleanup, errors, logs
 
 if TYPE_CHECKING:
     from herdling.serve.service import Service
@@ -45,7 +45,10 @@ class Gate:
         id = given if _ID.fullmatch(given) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = id
         answer = _Answer(send, id)
-        with logs.call(id=id, method=scope["method"], path=scope["path"][:200]) as fields:
+        with (
+            cleanup.scope(),
+            logs.call(id=id, method=scope["method"], path=scope["path"][:200]) as fields,
+        ):
             try:
                 self._admit(scope, headers)
                 await self._app(scope, _Body(receive, headers, self._service).receive, answer.send)

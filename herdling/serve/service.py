@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from herdling.serve import errors, images
+from herdling.serve.cleanup import at_end
 from herdling.serve.limits import Limits, check_options, check_prompt
 from herdling.serve.metrics import Metrics
 from herdling.serve.protocol import PLAIN, Chat, Format, Options
@@ -179,6 +180,7 @@ class Service:
         """Put requests into the engine, all or none. Raises ApiError or Error."""
         lm, worker = self.need()
         tickets = await worker.submit(requests, self.limits.seconds)
+        at_end(tickets.close)
         return Replies(
             tickets,
             lm.tokenizer,

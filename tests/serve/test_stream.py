@@ -9,6 +9,7 @@ import pytest
 
 from herdling.errors import InputError
 from herdling.serve import stream
+from herdling.serve.app import create
 
 CHAT = "/v1/chat/completions"
 
@@ -73,6 +74,35 @@ def test_a_client_that_leaves_while_its_prompt_is_read(make_service, endless, se
         until(lambda: endless.cancelled == [0])
 
 
+def test_a_client_that_left_before_the_stream_began(make_service, endless):
+    service = make_service(endless)
+    body = {"messages": [{"role": "user", "content": "hello"}], "stream": True}
+    content = json.dumps(body).encode()
+    headers = [(b"content-type", b"application/json")]
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": CHAT,
+        "headers": headers,
+        "query_string": b"",
+    }
+
+    async def go():
+        messages = [{"type": "http.request", "body": content}]
+
+        async def receive():
+            return messages.pop() if messages else {"type": "http.disconnect"}
+
+        async def send(message):
+            await asyncio.sleep(0.05)
+
+        await create(service)({**scope, "http_version": "1.1", "scheme": "http"}, receive, send)
+
+    asyncio.run(go())
+    assert service.worker.open == 0
+    until(lambda: endless.cancelled == [0])
+
+
 def test_a_client_that_leaves_harms_no_other(make_service, endless, served):
     service = make_service(endless)
     body = {"messages": [{"role": "user", "content": "hello"}], "stream": True}
@@ -135,7 +165,7 @@ def test_leaving_a_stream_closes_its_source():
         try:
             while True:
                 yield 1
-                await asyncio.sleep(0)
+                await asyncio.sleep(0.05)
         finally:
             closed.append(True)
 
