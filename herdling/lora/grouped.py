@@ -29,6 +29,9 @@ class ExpertFactors(Protocol):
     scale: float
 
 
+FEW_ROWS = 32
+"""Rows up to which gathering each row's factors is faster than a product for each expert."""
+
 Part = tuple[Mapping[str, ExpertFactors], Tensor | None]
 """Factors by fused tensor (gate_up_proj, down_proj), and the tokens that use them (None: all)."""
 
@@ -68,6 +71,7 @@ class Groups:
 
     def __init__(self, expert: Tensor, experts: int) -> None:
         """`expert` (M,) int64, ascending: whose row it is."""
+        self.expert = expert
         self.counts = torch.zeros(experts, dtype=torch.int64, device=expert.device)
         self.counts.scatter_add_(0, expert, torch.ones_like(expert))
 
@@ -163,5 +167,9 @@ def _add(
 
 
 def _delta(rows: Tensor, groups: Groups, factors: ExpertFactors) -> Tensor:
-    inner = grouped_matmul(rows, groups, factors.A)  # (M, r)
-    return grouped_matmul(inner, groups, factors.B) * factors.scale
+    if rows.shape[0] <= FEW_ROWS and not torch.is_grad_enabled():
+        A, B = (f.index_select(0, groups.expert).to(rows.dtype) for f in (factors.A, factors.B))
+        inner = torch.bmm(rows[:, None], A) * factors.scale  # (M, 1, r)
+        return torch.bmm(inner, B)[:, 0]
+    inner = grouped_matmul(rows, groups, factors.A) * factors.scale  # (M, r)
+    return grouped_matmul(inner, groups, factors.B)

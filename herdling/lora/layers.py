@@ -7,6 +7,7 @@ and references to it stay, and what was `X.q_proj.weight` still is; beside it st
 """
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from herdling.errors import Error
-from herdling.lora.grouped import adapted_experts
+from herdling.lora.grouped import Part, adapted_experts
 from herdling.model.llama import Experts, Router
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class Factors(nn.Module):
 
     def delta(self, x: Tensor, out: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """What a linear adds to its plain result: x (..., in), out (..., out) -> (..., out)."""
-        change = F.linear(F.linear(x.to(self.A.dtype), self.A), self.B) * self.scale
+        change = F.linear(F.linear(x.to(self.A.dtype), self.A) * self.scale, self.B)
         if self.magnitude is None:
             return change.to(out.dtype)
         gain = self.gain(weight).to(out.dtype)
@@ -132,7 +133,10 @@ class LoraRouter(Router, LoraLinear):  # pyright: ignore[reportIncompatibleMetho
 
 
 class LoraExperts(Experts):
-    """Routed experts; `lora.0` holds the factors of `gate_up_proj`, of `down_proj`, or both."""
+    """Routed experts; `lora.0` holds the factors of `gate_up_proj`, of `down_proj`, or both.
+
+    Tokens without an adapter go the plain way, those with one together through `adapted_experts`.
+    """
 
     lora: nn.ModuleDict
     choice: "Adapters"
@@ -146,6 +150,23 @@ class LoraExperts(Experts):
         parts = [(dict(self.lora[key].items()), rows) for key, rows in active if key in self.lora]  # pyright: ignore[reportCallIssue]
         if not parts:
             return self.plain(x, chosen, gates)
+        tokens = [rows for _, rows in parts if rows is not None]
+        if len(tokens) < len(parts):  # one adapter for all
+            return self._changed(x, chosen, gates, parts)
+        mine = torch.zeros(x.shape[0], dtype=torch.bool, device=x.device)
+        mine[torch.cat(tokens)] = True
+        place = mine.cumsum(0) - 1  # of an adapted token among its like
+        among = [(own, place.index_select(0, rows)) for own, rows in parts if rows is not None]
+        rest, adapted = (mask.nonzero().squeeze(1) for mask in (~mine, mine))
+        given = (x, chosen, gates)
+        changed = self._changed(*(t.index_select(0, adapted) for t in given), among)
+        if not len(rest):
+            return changed
+        plain = self.plain(*(t.index_select(0, rest) for t in given))
+        out = torch.cat([changed, plain.to(changed.dtype)])
+        return out.index_select(0, torch.cat([adapted, rest]).argsort())
+
+    def _changed(self, x: Tensor, chosen: Tensor, gates: Tensor, parts: Sequence[Part]) -> Tensor:
         return adapted_experts(x, chosen, gates, self.gate_up_proj, self.down_proj, parts)
 
 

@@ -83,6 +83,18 @@ def test_each_token_has_its_own_adapter_or_none():
     torch.testing.assert_close(nobody, plain, atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("few", [0, 10**6])
+def test_few_rows_without_gradients_take_another_way_to_the_same_result(monkeypatch, few):
+    monkeypatch.setattr("herdling.lora.grouped.FEW_ROWS", few)
+    x, chosen, scores, gate_up, down = toys()
+    a, b = factors(1), factors(2)
+    parts = [(a, torch.tensor([0, 3, 4, 12])), (b, torch.tensor([1, 2]))]
+    with_gradients = adapted_experts(x, chosen, scores, gate_up, down, parts).detach()
+    with torch.no_grad():
+        without = adapted_experts(x, chosen, scores, gate_up, down, parts)
+    torch.testing.assert_close(without, with_gradients, atol=1e-12, rtol=0)
+
+
 def test_a_frozen_weight_and_an_expert_without_rows_cost_no_gradient():
     x, chosen, scores, gate_up, down = toys()
     own = factors(1)
