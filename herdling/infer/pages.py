@@ -12,7 +12,8 @@ the place in it; page 0 is zero and never given out, so that padded indices may 
 
 import math
 from collections import OrderedDict, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,6 +21,10 @@ from torch import Tensor
 
 from herdling.errors import ConfigError
 from herdling.model.config import TextConfig
+
+if TYPE_CHECKING:
+    from herdling.infer.kv_tail import Fresh
+    from herdling.infer.scheduler import Piece
 
 PAGE = 16
 """Positions of a local page, or the largest power of two below that divides the chunk."""
@@ -50,6 +55,13 @@ class Layers:
         self.slot_size = 2 * config.num_key_value_heads * config.head_dim
         """Numbers that one position of one unit takes, keys and values."""
 
+    def page_bytes(self, dtype: torch.dtype) -> int:
+        return self.units * self.global_tokens * self.slot_size * dtype.itemsize
+
+    def position_bytes(self, dtype: torch.dtype) -> int:
+        """What one position of all global layers takes, or of all local ones, about."""
+        return -(-self.page_bytes(dtype) // self.global_tokens)
+
 
 class Store:
     """The memory, and the two operations on it: write new positions, read any."""
@@ -60,7 +72,7 @@ class Store:
         """`budget` in bytes. Raises ConfigError when it does not hold a single page of each kind."""
         self.layers = layers = Layers(config)
         self.dtype = dtype
-        self.page_bytes = layers.units * layers.global_tokens * layers.slot_size * dtype.itemsize
+        self.page_bytes = layers.page_bytes(dtype)
         self.pages = budget // self.page_bytes - 1  # less the page of zeros
         if self.pages < 2:
             raise ConfigError(
@@ -68,13 +80,18 @@ class Store:
             )
         slots = (self.pages + 1) * layers.global_tokens
         shape = (slots, config.num_key_value_heads, config.head_dim)
-        self._keys = [_zeros(shape, dtype, device) for _ in range(layers.units)]
-        self._values = [_zeros(shape, dtype, device) for _ in range(layers.units)]
+        self._keys = [zeros(shape, dtype, device) for _ in range(layers.units)]
+        self._values = [zeros(shape, dtype, device) for _ in range(layers.units)]
 
-    def write(self, unit: int, slots: Tensor, k: Tensor, v: Tensor) -> None:
-        """k and v (n, KV, d) of the positions that have these slots (n,)."""
+    def write(self, unit: int, slots: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """k and v (n, KV, d) of the positions that have these slots (n,); as they will be read."""
         self._keys[unit].index_copy_(0, slots, k)
         self._values[unit].index_copy_(0, slots, v)
+        return k, v
+
+    def fresh(self, pieces: Sequence["Piece"], tracks: Sequence["Track"]) -> "Fresh | None":
+        """For a step of global layers: how to treat pages that are coded when they are full."""
+        return None
 
     def read(self, unit: int, slots: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values (n, KV, d) of slots (n,)."""
@@ -85,12 +102,16 @@ class Store:
         return self._keys[unit][first:end], self._values[unit][first:end]
 
 
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Zeros that take no memory before they are written to, where the system can do that."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     raw = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
     return torch.from_numpy(raw).view(dtype).view(shape)
+
+
+def _nothing() -> None:
+    pass
 
 
 class Pages:
@@ -167,6 +188,9 @@ class Track:
         self.tokens, self._stride = tokens, tokens * share
         self.pages: list[int] = []
         self.first = 0
+        self.row: int | None = None
+        """Where keys wait that are coded a page at a time (`kv_tail`)."""
+        self.at_clear: Callable[[], None] = _nothing
         self._slots = torch.empty(0, dtype=torch.int64)
 
     @property
@@ -201,6 +225,8 @@ class Track:
     def clear(self) -> list[int]:
         """Take off all pages; returns them, the last first."""
         dropped, self.pages, self.first = self.pages[::-1], [], 0
+        self.at_clear()
+        self.row, self.at_clear = None, _nothing
         return dropped
 
     def slots(self, a: int, b: int) -> Tensor:

@@ -130,7 +130,7 @@ class Ragged(Places):
         super().__init__(config, torch.tensor([positions], device=device))
         memories = [piece.sequence.memory for piece in pieces]
         self._kinds = {
-            local: Kind(pieces, tracks, self.chunk if local else None, device)
+            local: Kind(pieces, tracks, self.chunk if local else None, store, device)
             for local, tracks in (
                 (False, [m.whole for m in memories]),
                 (True, [m.local for m in memories]),
@@ -151,6 +151,7 @@ class Kind:
         pieces: Sequence[Piece],
         tracks: Sequence[Track | None],
         chunk: int | None,
+        store: Store,
         device: torch.device,
     ) -> None:
         self.chunk = chunk
@@ -172,24 +173,40 @@ class Kind:
         self._batches = list(_batches(single, device))
         self._plain = not self._long and len(self._batches) == 1
         """Whether one batch in the order of the tokens is all there is."""
+        self._fresh = None if chunk else store.fresh(pieces, [t for t in tracks if t])
+        if self._fresh:
+            for batch in self._batches:
+                batch.newest = self._fresh.places(batch.rows, batch.slots.shape[1])
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, cache: Layer) -> Tensor:
         """q (1, N, H, d), k and v (1, N, KV, d) -> (1, N, H, d)."""
         store, unit, shift = cache.store, cache.unit, cache.offset
-        store.write(unit, self._new + shift if shift else self._new, k[0], v[0])
+        slots = self._new + shift if shift else self._new
+        fresh = self._fresh if self._fresh and unit in self._fresh.layers else None
+        kept = k[0, :0]
+        if fresh:
+            values, kept = fresh.write(unit, slots, k[0], v[0])
+            v = values[None]
+        else:
+            k, v = (new[None] for new in store.write(unit, slots, k[0], v[0]))
         if self._plain:
             return self._last(q[0], self._batches[0], cache)[None]
         out = torch.empty_like(q)
         for batch in self._batches:
             out[0, batch.rows] = self._last(q[0, batch.rows], batch, cache)
-        for a, b, past in self._long:
+        for i, (a, b, past) in enumerate(self._long):
             mine, new = q[:, a:b], (k[:, a:b], v[:, a:b])
-            out[:, a:b] = self._behind(mine, *new, self._past(store, unit, past + shift))
+            if fresh:
+                out[:, a:b] = fresh.behind(unit, i, mine, *new, kept)
+            else:
+                out[:, a:b] = self._behind(mine, *new, self._past(store, unit, past + shift))
         return out
 
     def _last(self, q: Tensor, batch: "Batch", cache: Layer) -> Tensor:
         """One new token a sequence: q (b, H, d) -> (b, H, d)."""
         keys, values = cache.store.read(cache.unit, (batch.slots + cache.offset).flatten())
+        if batch.newest and self._fresh and cache.unit in self._fresh.layers:
+            self._fresh.put(cache.unit, keys, batch.newest)
         shape = (*batch.slots.shape, *keys.shape[1:])
         return attend_last(q[:, None], keys.view(shape), values.view(shape), batch.seen)[:, 0]
 
@@ -214,7 +231,7 @@ class Kind:
         return attend_causal(q, k, v) if past is None else attend_past(q, past, k, v)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Batch:
     """Sequences with one new token each and like length."""
 
@@ -224,6 +241,8 @@ class Batch:
     """(b, T) all they see, padded with 0, the page of zeros."""
     seen: Tensor | None
     """(b, T) bool, False in the padding."""
+    newest: tuple[Tensor, Tensor] | None = None
+    """Keys that are not in the store yet; see `kv_tail.Fresh.places`."""
 
 
 def _batches(single: list[tuple[int, Tensor]], device: torch.device) -> Iterator[Batch]:

@@ -129,7 +129,7 @@ def attend_past(q: Tensor, past: tuple[Tensor, Tensor], k: Tensor, v: Tensor) ->
     far, far_weight = _flash(folded, *(t.transpose(1, 2) for t in past), causal=False)
     far, far_weight = far.reshape(1, H, T, d), far_weight.reshape(1, H, T)
     share = torch.sigmoid(far_weight - near_weight)[..., None]
-    out = near.float().lerp(far.float(), share)
+    out = near.to(share.dtype).lerp(far.to(share.dtype), share)  # at least float32
     return out.to(q.dtype).transpose(1, 2)
 
 
