@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 EXTRAS := dev
 
-.PHONY: demo test slow check bench format clean
+.PHONY: demo test slow page check bench format clean
 .DEFAULT_GOAL := test
 
 # torch goes first and alone. On Linux pip's usual index gives a build with gigabytes of CUDA
@@ -26,6 +26,13 @@ test: $(READY)  ## the unit and parity tests
 
 slow: $(READY)  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+# Where there is no Chromium and apt-get may not be used, name a browser: make page CHROMIUM=/path.
+page: $(READY)  ## the tests of the server's page, in a headless Chromium (about 3 minutes)
+	command -v $${CHROMIUM:-chromium} || { apt-get update -qq && apt-get install -y -qq chromium; }
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS),page]'
+	test -f .venv/axe/node_modules/axe-core/axe.min.js || npm install --silent --prefix .venv/axe axe-core@4.14.1
+	$(BIN)/python -m pytest -m page tests/page
 
 check: $(READY)  ## format, lint, types, import floors
 	$(BIN)/ruff format --check .

@@ -17,6 +17,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # for fake_server
 
+WAIT = 30  # seconds, for a machine that is busy with other things
 FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
     "--disable-background-networking", "--disable-component-update",
@@ -86,7 +87,7 @@ def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
     def open(url: str, width: int = 1200, height: int = 800, **options: Any) -> Any:
         viewport = {"width": width, "height": height}
         context = browser.new_context(viewport=viewport, **options)
-        context.set_default_timeout(8000)
+        context.set_default_timeout(WAIT * 1000)
         watch = Watch(context)
         page = context.new_page()
         page.add_init_script(
@@ -111,7 +112,7 @@ def page(server: Any, open_page: Callable[..., Any]) -> Any:
 def until() -> Callable[..., None]:
     """until(page, expression) waits for it to be true; Playwright's own way needs unsafe-eval."""
 
-    def wait(page: Any, expression: str, seconds: float = 8.0) -> None:
+    def wait(page: Any, expression: str, seconds: float = WAIT) -> None:
         end = time.monotonic() + seconds
         while not page.evaluate(expression):
             assert time.monotonic() < end, f"never true: {expression}"

@@ -27,11 +27,13 @@ def test_several_conversations_are_kept_apart(page, say):
 def test_rename_and_delete_with_undo(page, say):
     say(page, "about sheep")
     item = page.locator("#conversations li")
+    item.hover()
     item.get_by_role("button", name="Rename").click()
     page.keyboard.type("Wool")
     page.keyboard.press("Enter")
     assert titles(page) == ["Wool"]
-    page.locator("#conversations").get_by_role("button", name="Delete Wool").click()
+    item.hover()
+    item.get_by_role("button", name="Delete Wool").click()
     assert titles(page) == []
     assert page.locator(".message").count() == 0
     page.locator("#toasts").get_by_role("button", name="Undo").click()

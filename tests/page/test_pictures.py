@@ -96,7 +96,7 @@ def test_the_viewer_shows_the_grid(page, server):
     box = dialog.locator(".tiled").bounding_box()
     assert box["width"] / box["height"] == pytest.approx(3 / 2, rel=0.01)
     page.keyboard.press("Escape")
-    assert page.locator("dialog.viewer").count() == 0
+    page.wait_for_selector("dialog.viewer", state="detached")
 
 
 @pytest.mark.parametrize("enlarge", [False, True])

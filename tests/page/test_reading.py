@@ -48,6 +48,7 @@ def test_axe_finds_nothing_serious(server, open_page, say, theme):
     page.click("#help")
     assert violations(page) == []
     page.keyboard.press("Escape")
+    page.hover("#conversations li")
     page.click("#conversations li button[aria-label^=Delete]")
     assert violations(page) == []
     page.click("#open-dashboard")

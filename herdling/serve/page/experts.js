@@ -9,8 +9,8 @@ import { plain } from "./facts.js";
 /** A colour of its own for each expert, hues a golden angle apart so that neighbours differ. */
 export function expertColour(id, alpha = 1) {
   const hue = (id * 137.508 + 18) % 360;
-  const light = 52 + 8 * ((id % 3) - 1);
-  return `hsl(${hue.toFixed(1)} 62% ${light}% / ${alpha})`;
+  const light = 56 + 7 * ((id % 3) - 1);
+  return `hsl(${hue.toFixed(1)} 50% ${light}% / ${alpha})`;
 }
 
 /** Number of the model's layer for each row, where the server told; otherwise they are counted. */

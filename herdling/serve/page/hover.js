@@ -7,7 +7,7 @@ import { origins } from "./inline.js";
 import { tokenRanges } from "./reply.js";
 import { hidePeek, peekAt } from "./tokens.js";
 
-const PAUSE = 120; // ms that the pointer rests before the card shows
+const PAUSE = 300; // ms that the pointer rests before the card shows
 
 /** Watches `node`, where `message` is rendered; `facts()` gives the model's. */
 export function watch(node, message, facts) {

@@ -24,7 +24,7 @@ export class MessageView {
     this.panel = h("div", { class: "panel", hidden: true });
     this.node = h("article", { class: `message ${message.role}`, "aria-label": WHO[message.role], tabindex: "-1", "data-id": message.id },
       h("h2", { class: "offscreen" }, WHO[message.role]),
-      this.#pictures(), this.body, this.calls, this.note, this.panel, this.actions);
+      this.#pictures(), this.body, this.calls, this.note, this.actions, this.panel);
     if (message.role === "assistant") {
       this.markdown = new MarkdownView(this.body);
       watch(this.body, message, facts);
@@ -106,7 +106,7 @@ export class MessageView {
       setTimeout(() => copyButton.replaceChildren(icon("copy")), 1500);
     });
     if (message.role === "user") return [iconButton("edit", "Edit and send again", () => this.edit()), copyButton];
-    if (message.role === "tool") return [];
+    if (message.role === "tool" || message.state === "failed") return [];
     return [
       copyButton,
       iconButton("retry", "Regenerate", () => this.act.regenerate(message)),
@@ -133,6 +133,7 @@ export class MessageView {
       if (index === null) hidePeek();
       else peekAt(this.message.tokens[index], facts(), new DOMRect(x, y, 0, 0));
     })] : []));
+    if (open) this.panel.scrollIntoView({ block: "nearest" });
   }
 
   /** Turns a message of the user's into a field. */
@@ -176,7 +177,7 @@ function pretty(text) {
 
 function figures(stats) {
   if (!stats) return "";
-  const parts = [`${plain(stats.tokens)} tokens`];
+  const parts = [`${plain(stats.tokens)} ${stats.tokens === 1 ? "token" : "tokens"}`];
   if (stats.rate) parts.push(`${plain(stats.rate, stats.rate < 10 ? 1 : 0)} tokens/s`);
   if (stats.wait) parts.push(`${stats.wait.toFixed(stats.wait < 10 ? 2 : 1)} s to the first`);
   if (stats.prompt) parts.push(`prompt ${plain(stats.prompt)}${stats.cached ? ` (${plain(stats.cached)} cached)` : ""}`);

@@ -59,13 +59,13 @@ function walk(strip, nodes, tokens, facts) {
   };
   strip.addEventListener("pointerover", (event) => {
     const i = index(event.target);
-    if (i !== null) peekAt(tokens[i], facts, nodes[i].getBoundingClientRect());
+    if (i !== null) peekAt(tokens[i], facts, nodes[i].getBoundingClientRect(), true);
   });
   strip.addEventListener("pointerleave", hidePeek);
   strip.addEventListener("focusin", (event) => {
     const i = index(event.target);
     if (i === null) return;
-    peekAt(tokens[i], facts, nodes[i].getBoundingClientRect());
+    peekAt(tokens[i], facts, nodes[i].getBoundingClientRect(), true);
     announce(spoken(tokens[i], facts));
   });
   strip.addEventListener("focusout", hidePeek);
@@ -86,16 +86,17 @@ function spoken({ text, logprob, top, experts }, facts) {
   return [visible(text), logprob === undefined ? "" : percent(share(logprob)), others.length ? `or ${others.join(", ")}` : "", ...routes].filter(Boolean).join("; ");
 }
 
-/** The little card about one token, beside `box` (a DOMRect). */
-export function peekAt(token, facts, box) {
+/** The little card about one token, above `box` (a DOMRect) or, if wanted, below, where there is room. */
+export function peekAt(token, facts, box, wantBelow = false) {
   const peek = byId("peek");
   peek.replaceChildren(card(token, facts));
   peek.hidden = false;
   const { offsetWidth: width, offsetHeight: height } = peek;
   const left = Math.min(Math.max(8, box.left + box.width / 2 - width / 2), innerWidth - width - 8);
-  const above = box.top - height - 8;
+  const [above, below] = [box.top - height - 8, box.bottom + 8];
+  const fits = below + height < innerHeight - 8;
   peek.style.left = `${left}px`;
-  peek.style.top = `${above > 8 ? above : Math.min(box.bottom + 8, innerHeight - height - 8)}px`;
+  peek.style.top = `${(wantBelow && fits) || above < 8 ? Math.min(below, innerHeight - height - 8) : above}px`;
 }
 
 export function hidePeek() {
