@@ -1,6 +1,7 @@
 """Every variant that this machine can run; tests that need a compiler say so where there is none."""
 
 import ctypes
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,14 @@ def runnable() -> list[str]:
 
 
 @pytest.fixture(params=runnable())
-def native(request, monkeypatch) -> ctypes.CDLL:
+def native(request, monkeypatch) -> Iterator[ctypes.CDLL]:
     """The library in use, each variant in turn."""
     try:
         build.compiler()
     except build.BuildError:
         pytest.skip("no C++ compiler")
-    loaded = library.load(request.param)
-    monkeypatch.setattr(library, "loaded", lambda: loaded)
-    return loaded
+    monkeypatch.setenv("HERDLING_NATIVE", request.param)
+    library.loaded.cache_clear()
+    yield library.load(request.param)
+    assert library.loaded() is library.load(request.param)  # what the test used
+    library.loaded.cache_clear()

@@ -21,9 +21,11 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def _fresh():
-    library.loaded.cache_clear()
+    for cached in (library.loaded, library.load):
+        cached.cache_clear()
     yield
-    library.loaded.cache_clear()
+    for cached in (library.loaded, library.load):
+        cached.cache_clear()
 
 
 @pytest.fixture
