@@ -45,3 +45,5 @@ def test_going_away_cancels(make_service, engine, served, name):
                 client.post(url + path, json=body, timeout=0.3)
         until(lambda: len(engine.cancelled) == len(engine.requests))
         until(lambda: service.worker.open == 0)
+        # Counted as left by the client, which is also the last that the server does for a call.
+        until(lambda: b'status="499"' in service.metrics.text())
