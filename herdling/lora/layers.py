@@ -158,11 +158,11 @@ class LoraExperts(Experts):
         place = mine.cumsum(0) - 1  # of an adapted token among its like
         among = [(own, place.index_select(0, rows)) for own, rows in parts if rows is not None]
         rest, adapted = (mask.nonzero().squeeze(1) for mask in (~mine, mine))
-        given = (x, chosen, gates)
-        changed = self._changed(*(t.index_select(0, adapted) for t in given), among)
+        x_own, chosen_own, gates_own = (t.index_select(0, adapted) for t in (x, chosen, gates))
+        changed = self._changed(x_own, chosen_own, gates_own, among)
         if not len(rest):
             return changed
-        plain = self.plain(*(t.index_select(0, rest) for t in given))
+        plain = self.plain(*(t.index_select(0, rest) for t in (x, chosen, gates)))
         out = torch.cat([changed, plain.to(changed.dtype)])
         return out.index_select(0, torch.cat([adapted, rest]).argsort())
 
