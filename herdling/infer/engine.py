@@ -133,7 +133,8 @@ class Engine:
 
     def _fingerprint(self) -> list[tuple]:
         """Changes with every weight that moves, changes type or is written to in place."""
-        return [(p.data_ptr(), p.dtype, p._version) for p in self.model.parameters()]
+        own = [(p.data_ptr(), p.dtype, p._version) for p in self.model.parameters()]
+        return [(lora.of(self.model).changes,), *own]
 
     def _notice_new_weights(self) -> None:
         """Keys and values of other weights are worth nothing; one of another type needs a new store."""

@@ -106,6 +106,18 @@ def test_an_adapter_may_come_while_others_are_served(make_lm):
     assert reply.logprobs != pytest.approx(before.logprobs, abs=1e-2)
 
 
+def test_another_adapter_of_the_same_name_shares_no_prefix(make_lm):
+    lm = make_lm()
+    request = Request(list(range(5, 45)), max_tokens=6, adapter="b")
+    replies = []
+    for seed in (2, 3):
+        train(lm.model, "b", seed)
+        replies.append(lm.engine.run([request])[0])
+        lora.of(lm.model).remove("b")
+    assert [reply.cached_tokens for reply in replies] == [0, 0]
+    assert replies[0].logprobs != pytest.approx(replies[1].logprobs, abs=1e-2)
+
+
 def test_an_adapter_in_training_is_what_requests_without_a_name_get(make_lm):
     lm = make_lm()
     train(lm.model, "b", 2)
