@@ -1,6 +1,7 @@
 """Routes, errors, the page and the document: python -m pytest tests/serve/test_app.py"""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -60,6 +61,18 @@ def test_the_document_describes_bodies_and_errors(service, ask):
     body = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
     assert body["required"] == ["messages"]
     assert ask(service, "GET", "/docs").status_code == 404
+
+
+def test_an_api_as_the_page_on_serving_adds_it(make_service, engine, ask, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text("utf-8")
+    code = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[-1]
+    scope: dict = {"__name__": "example"}
+    exec(code, scope)
+    monkeypatch.setattr(apps, "ROUTERS", (scope["routes"],))
+    service = make_service(engine)
+    assert ask(service, "POST", "/ask", json={"text": "hello"}).json() == {"text": "the dog"}
+    assert engine.requests[0].max_tokens == 64
+    assert ask(service, "POST", "/ask", json={}).json()["error"]["param"] == "text"
 
 
 def test_the_page_loads_nothing_from_elsewhere(make_service, engine, ask, tmp_path, monkeypatch):
