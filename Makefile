@@ -28,7 +28,7 @@ slow: $(READY)  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
 # Where there is no Chromium and apt-get may not be used, name a browser: make page CHROMIUM=/path.
-page: $(READY)  ## the tests of the server's page, in a headless Chromium (about 3 minutes)
+page: $(READY)  ## the tests of the server's page, in a headless Chromium (some minutes)
 	command -v $${CHROMIUM:-chromium} || { apt-get update -qq && apt-get install -y -qq chromium; }
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS),page]'
 	test -f .venv/axe/node_modules/axe-core/axe.min.js || npm install --silent --prefix .venv/axe axe-core@4.14.1

@@ -50,7 +50,7 @@ def main() -> None:
         )
         page.wait_for_selector("#attached li")
         page.fill("#text", "And in this one?")
-        page.locator(".token").nth(3).hover()
+        page.locator(".token").nth(10).hover()
         page.wait_for_timeout(200)
         save(page, out / "page-dark.png")
 

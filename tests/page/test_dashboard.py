@@ -38,6 +38,18 @@ def test_it_asks_once_a_second_and_only_while_it_is_open(page, server):
     assert server.polls - before <= 1
 
 
+def test_the_last_minute_is_what_came_since(page):
+    page.click("#open-dashboard")
+    page.wait_for_timeout(2500)
+    label = "document.querySelector('#experts svg').getAttribute('aria-label')"
+    recent = page.evaluate(label)
+    page.click("label:has(#always)")
+    since = page.evaluate(label)
+    assert re.fullmatch(r"Layer 1: the busiest is expert \d with \d+ %(; \d unused)?", recent)
+    share = int(re.search(r"with (\d+) %", since)[1])
+    assert 100 / 8 <= share < 100
+
+
 def test_it_can_be_linked_to_and_left(page, server, open_page):
     page = open_page(server.url + "#/dashboard")
     page.wait_for_selector("#cards .card")

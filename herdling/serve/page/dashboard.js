@@ -7,7 +7,7 @@ import { bytes, count, duration, loadFacts, modelFacts, plain } from "./facts.js
 
 const ROOM = 120; // most polls that a line shows
 const LEAST = 40;
-const RECENT = 60; // polls that "last minute" means
+const RECENT = 60; // seconds
 
 export class Dashboard {
   #history = [];
@@ -33,7 +33,9 @@ export class Dashboard {
 
   #take() {
     if (connection.state !== "ok") return;
-    this.#history.push(loadFacts(connection.facts));
+    const now = loadFacts(connection.facts);
+    if (now.uptime < this.#history.at(-1)?.uptime) this.#history = []; // a server that was started again
+    this.#history.push(now);
     this.#history.splice(0, Math.max(0, this.#history.length - ROOM));
     if (this.visible) this.#draw();
   }
@@ -72,7 +74,7 @@ export class Dashboard {
   }
 
   #experts(now) {
-    const before = this.#recent ? (this.#history.at(-1 - RECENT) ?? this.#history[0]) : null;
+    const before = this.#recent ? (this.#history.findLast(({ uptime }) => now.uptime - uptime >= RECENT) ?? this.#history[0]) : null;
     const load = now.expertLoad.map((row, layer) => row.map((value, id) => value - (before?.expertLoad[layer]?.[id] ?? 0)));
     const facts = modelFacts(connection.facts);
     byId("experts-section").hidden = !load.length;

@@ -15,7 +15,7 @@ const DRAFT = "herdling.draft.";
 const PREFERENCES = "herdling.preferences";
 
 export const DEFAULTS = {
-  model: "", system: "", temperature: 0.7, top_p: 1, top_k: 0, max_tokens: 512, seed: "", tools: "",
+  model: "", system: "", temperature: 0.6, top_p: 0.9, top_k: 0, max_tokens: 512, seed: "", tools: "",
   probabilities: true, experts: true,
 };
 
