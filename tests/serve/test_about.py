@@ -1,9 +1,12 @@
 """Models, health, version, metrics, status: python -m pytest tests/serve/test_about.py"""
 
+import time
+
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import herdling
+from herdling.infer.engine import Engine
 from herdling.serve.service import Service, Settings
 
 CHAT = "/v1/chat/completions"
@@ -72,6 +75,8 @@ def test_version(service, ask):
 
 def test_metrics_can_be_read_and_count(service, ask, engine):
     ask(service, "POST", CHAT, json=BODY)
+    while service.worker.stats is None:
+        time.sleep(0.01)  # the counts follow the reply
     ask(service, "POST", CHAT, json={"messages": 1})
     ask(service, "GET", "/any/path/at/all")
     reply = ask(service, "GET", "/metrics")
@@ -97,8 +102,10 @@ def test_metrics_can_be_read_and_count(service, ask, engine):
 
 
 def test_status_has_what_the_page_shows(make_service, ask, lm):
-    service = make_service()
+    service = make_service(Engine(lm.model, lm.tokenizer))
     ask(service, "POST", CHAT, json={**BODY, "max_tokens": 4})
+    while service.worker.stats is None or service.worker.stats.finished == 0:
+        time.sleep(0.01)  # the counts follow the reply
     status = ask(service, "GET", "/herdling/status").json()
     assert status["status"] == "ok"
     assert status["name"] == "toy"
