@@ -277,8 +277,9 @@ class Engine:
         self._counts["drafted"] += len(guess.tokens)
         self._counts["accepted"] += len(tokens) - 1
         own = logits[: len(tokens)]
-        picked = own.gather(1, torch.tensor(tokens, device=own.device)[:, None]).squeeze(1)
-        logprobs = (picked - own.logsumexp(-1)).tolist()
+        chosen = torch.tensor(tokens, device=own.device)[:, None]
+        picked = own.log_softmax(-1).gather(1, chosen).squeeze(1)
+        logprobs = picked.tolist()
         wanted = sequence.request.top_logprobs
         tops = top_of(own, [wanted] * len(own)) if wanted else [[]] * len(own)
         events = self._take(sequence, guess, list(zip(tokens, logprobs, tops, strict=True)))

@@ -7,7 +7,7 @@ and for longer steps the leaves stay as they are.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import torch
@@ -19,6 +19,8 @@ from herdling.model.llama import MLP, Experts, RMSNorm, Router, TextLM
 
 MOST_TOKENS = 16
 """Tokens of a step up to which the native products are faster than torch's."""
+MANY_SEEN = 2**14
+"""Positions seen by a step's tokens from which on attention is worth torch's threads."""
 
 
 class Native:
@@ -42,15 +44,19 @@ class Native:
                 self._leaves.append((module, "plain", plain))
 
     @contextmanager
-    def leaves(self, tokens: int) -> Iterator[None]:
-        """Native leaves for a step of so many tokens, if it is short enough."""
+    def leaves(self, tokens: int, seen: int = 0) -> Iterator[None]:
+        """Native leaves for a step of so many tokens, if it is short enough.
+
+        Where they see few positions, `seen` in all, torch does the rest in one thread.
+        """
         if not self.fits or tokens > MOST_TOKENS:
             yield
             return
         for module, name, forward in self._leaves:
             module.__dict__[name] = forward
         try:
-            yield
+            with cpu.alone() if seen < MANY_SEEN else nullcontext():
+                yield
         finally:
             for module, name, _ in self._leaves:
                 module.__dict__.pop(name, None)
@@ -58,19 +64,11 @@ class Native:
 
 def _forward(module: nn.Module) -> Callable | None:
     """The native forward of a plain leaf; None for anything else, and for what is already altered."""
-    kind = type(module)
     plain = all(type(child) is nn.Linear for child in module.children())
     if "forward" in module.__dict__ or not plain:
         return None
-    if kind is nn.Linear:
-        return partial(_linear, module)
-    if kind is MLP:
-        return partial(_mlp, module)
-    if kind is Router:
-        return partial(_router, module)
-    if kind is RMSNorm:
-        return partial(_norm, module)
-    return partial(_experts, module) if kind is Experts else None
+    native = NATIVE.get(type(module))  # a subclass is something else
+    return native and partial(native, module)
 
 
 def _plain(module: nn.Module) -> Callable | None:
@@ -98,3 +96,12 @@ def _experts(layer: Experts, x: Tensor, chosen: Tensor, gates: Tensor) -> Tensor
 
 def _router(layer: Router, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return layer.choose(cpu.linear(x, layer.weight), x.dtype)
+
+
+NATIVE: dict[type[nn.Module], Callable] = {
+    nn.Linear: _linear,
+    MLP: _mlp,
+    RMSNorm: _norm,
+    Experts: _experts,
+    Router: _router,
+}

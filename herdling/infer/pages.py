@@ -136,10 +136,14 @@ class Pages:
     def cached(self) -> int:
         return len(self._idle)
 
-    def take(self) -> int:
-        """A page for one holder; one that was only kept for reuse is forgotten if it must be."""
+    def take(self, local: bool = False) -> int:
+        """A page for one holder; one that was only kept for reuse is forgotten if it must be.
+
+        Local pages come from one end of the free ones and go back there, others from the other: so
+        the few that local layers need are used again and again, and a global layer's lie in a row.
+        """
         if self._free:
-            page = self._free.popleft()
+            page = self._free.pop() if local else self._free.popleft()
         else:
             page, _ = self._idle.popitem(last=False)
             del self._known[self._digest.pop(page)]
@@ -161,8 +165,9 @@ class Pages:
             self._known[digest] = page
             self._digest[page] = digest
 
-    def release(self, pages: Iterable[int]) -> None:
+    def release(self, pages: Iterable[int], local: bool = False) -> None:
         """One holder less for each; the first ones are the first to be forgotten."""
+        back = self._free.append if local else self._free.appendleft
         for page in pages:
             self._holders[page] -= 1
             if self._holders[page]:
@@ -170,7 +175,7 @@ class Pages:
             if page in self._digest:
                 self._idle[page] = None
             else:
-                self._free.append(page)
+                back(page)
 
     def forget(self) -> None:
         """No content is known any more, as when the weights have changed."""

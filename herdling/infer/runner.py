@@ -61,7 +61,8 @@ class Runner:
             self._native, self._changes = Native(self._decoder), self._adapters.changes
         names = [piece.sequence.request.adapter for piece in pieces]
         adapted = self._adapters.using(names, [len(piece.tokens) for piece in pieces])
-        with adapted, self._watching() as routes, self._native.leaves(len(tokens)):
+        seen = sum(piece.end for piece in pieces)
+        with adapted, self._watching() as routes, self._native.leaves(len(tokens), seen):
             hidden = self._decoder.model.blocks(x[None], at, self._layers)
         return hidden[0], torch.stack(routes) if routes else None
 

@@ -56,7 +56,7 @@ class Memory:
         """Take those pages; the caller has seen that they are available."""
         for track in (self.whole, self.local):
             while track and track.missing(end):
-                track.add(self._pages.take())
+                track.add(self._pages.take(local=track is self.local))
 
     def reuse(self, most: int) -> int:
         """Hold the pages of the longest prefix that is known, at most `most` tokens; its length.
@@ -124,13 +124,13 @@ class Memory:
                     page = track.pages[(at - track.first) // track.tokens - 1]
                     self._pages.name(page, (b"g", b"l")[kind] + self._chain.at(at))
         if self.local:
-            self._pages.release(self.local.drop_before(self.chunk_start(computed)))
+            self._pages.release(self.local.drop_before(self.chunk_start(computed)), local=True)
 
     def release(self) -> None:
         """Give everything back."""
         for track in (self.whole, self.local):
             if track:
-                self._pages.release(track.clear())
+                self._pages.release(track.clear(), local=track is self.local)
         self.computed = 0
         self._named = [0, 0]
 

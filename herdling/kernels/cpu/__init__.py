@@ -17,8 +17,9 @@ win there), other devices.
 from herdling.kernels.cpu import ops as ops  # registers the custom ops
 from herdling.kernels.cpu.dense import experts, linear, rms_norm, swiglu
 from herdling.kernels.cpu.library import loaded
+from herdling.kernels.cpu.threads import alone
 
-__all__ = ["available", "experts", "features", "linear", "rms_norm", "swiglu"]
+__all__ = ["alone", "available", "experts", "features", "linear", "rms_norm", "swiglu"]
 
 
 def available() -> bool:

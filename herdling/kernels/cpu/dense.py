@@ -8,6 +8,7 @@ from torch import Tensor
 
 from herdling.errors import InputError
 from herdling.kernels.cpu.library import loaded
+from herdling.kernels.cpu.threads import threads
 
 KINDS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
@@ -22,7 +23,7 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     x = x.contiguous()
     out = x.new_empty((*x.shape[:-1], N))
     _call("linear", x)(
-        x.data_ptr(), weight.data_ptr(), out.data_ptr(), x.numel() // K, N, K, torch.get_num_threads()
+        x.data_ptr(), weight.data_ptr(), out.data_ptr(), x.numel() // K, N, K, threads()
     )  # fmt: skip
     return out
 
@@ -45,7 +46,7 @@ def swiglu(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
     out = torch.empty_like(x)
     _call("swiglu", x)(
         x.data_ptr(), gate.data_ptr(), up.data_ptr(), down.data_ptr(), out.data_ptr(),
-        x.numel() // D, D, F, torch.get_num_threads(),
+        x.numel() // D, D, F, threads(),
     )  # fmt: skip
     return out
 
@@ -75,7 +76,7 @@ def experts(x: Tensor, chosen: Tensor, gates: Tensor, gate_up: Tensor, down: Ten
     out = torch.empty_like(x)
     wrong = _call("experts", x)(
         x.data_ptr(), chosen.data_ptr(), gates.data_ptr(), gate_up.data_ptr(), down.data_ptr(), out.data_ptr(),
-        x.shape[0], chosen.numel() // max(1, x.shape[0]), E, D, F2 // 2, torch.get_num_threads(),
+        x.shape[0], chosen.numel() // max(1, x.shape[0]), E, D, F2 // 2, threads(),
     )  # fmt: skip
     if wrong:
         raise InputError(f"chosen holds experts outside 0..{E - 1}")

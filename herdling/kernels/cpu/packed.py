@@ -20,6 +20,7 @@ from torch import Tensor
 from herdling.errors import InputError
 from herdling.kernels.cpu.dense import KINDS, check
 from herdling.kernels.cpu.library import loaded
+from herdling.kernels.cpu.threads import threads
 
 PANEL = 16  # outputs side by side
 MOST_INPUTS = 131072  # so that a sum of products fits 32 bits
@@ -106,7 +107,7 @@ def linear(x: Tensor, weight: Packed) -> Tensor:
     x = x.contiguous()
     out = x.new_empty((*x.shape[:-1], weight.outputs))
     _call("linear", x)(
-        x.data_ptr(), *weight.arguments, out.data_ptr(), x.numel() // weight.inputs, torch.get_num_threads()
+        x.data_ptr(), *weight.arguments, out.data_ptr(), x.numel() // weight.inputs, threads()
     )  # fmt: skip
     return out
 
@@ -120,7 +121,7 @@ def swiglu(x: Tensor, gate_up: Packed, down: Packed) -> Tensor:
     out = x.new_empty((*x.shape[:-1], down.outputs))
     _call("swiglu", x)(
         x.data_ptr(), *gate_up.arguments, *down.arguments, out.data_ptr(),
-        x.numel() // gate_up.inputs, torch.get_num_threads(),
+        x.numel() // gate_up.inputs, threads(),
     )  # fmt: skip
     return out
 
@@ -141,7 +142,7 @@ def experts(x: Tensor, chosen: Tensor, gates: Tensor, gate_up: Packed, down: Pac
     wrong = _call("experts", x)(
         x.data_ptr(), chosen.data_ptr(), gates.data_ptr(), *gate_up.arguments, *down.arguments,
         out.data_ptr(), x.shape[0], chosen.numel() // max(1, x.shape[0]), gate_up.experts,
-        torch.get_num_threads(),
+        threads(),
     )  # fmt: skip
     if wrong:
         raise InputError(f"chosen holds experts outside 0..{gate_up.experts - 1}")

@@ -8,6 +8,7 @@ from torch import Tensor
 from herdling.errors import InputError
 from herdling.kernels import cpu
 from herdling.kernels.cpu import ops
+from herdling.kernels.cpu.threads import threads
 from herdling.kernels.grouped_matmul import routed_experts
 from herdling.kernels.reference import experts_dense
 from herdling.model.llama import rms_norm
@@ -176,3 +177,20 @@ def test_dynamo_traces_through_without_a_break():
     x, w = random(2, 32), random(8, 32, seed=1)
     traced = torch.compile(lambda x: cpu.linear(x, w) + 1, backend="eager", fullgraph=True)
     torch.testing.assert_close(traced(x), F.linear(x, w) + 1)
+
+
+def test_torch_rests_while_native_kernels_are_alone():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with cpu.alone():
+            assert (torch.get_num_threads(), threads()) == (1, 3)
+            with cpu.alone():
+                assert (torch.get_num_threads(), threads()) == (1, 3)
+            assert threads() == 3
+        assert (torch.get_num_threads(), threads()) == (3, 3)
+        with pytest.raises(KeyError), cpu.alone():
+            raise KeyError
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
