@@ -53,8 +53,9 @@ def by_channel(x: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
 def from_channel(
     codes: Tensor, scale: Tensor, low: Tensor, bits: int, dtype: torch.dtype
 ) -> Tensor:
-    """Of tokens codes (n, KV, ..), each with the scale and low (n, KV, d) of its page."""
-    return torch.addcmul(low.float(), _unpack(codes, bits), scale.float()).to(dtype)
+    """The numbers that `by_channel` codes stand for: (P, t, KV, d) of `dtype`."""
+    steps = _unpack(codes, bits)
+    return steps.mul_(scale.float()[:, None]).add_(low.float()[:, None]).to(dtype)
 
 
 def _positive(scale: Tensor) -> Tensor:

@@ -259,11 +259,14 @@ class _Part:
         self._key_scale[pages] = torch.stack((scale, low), 1)
 
     def keys(self, place: Place, dtype: torch.dtype) -> Tensor:
-        codes, bits = self._key_codes[place], self._form.key_bits
+        bits = self._form.key_bits
         if not self._form.by_channel:
-            return kv_codes.from_token(codes, self._key_scale[place], bits, dtype)
-        scale, low = self._key_scale[place[0]].unbind(1)
-        return kv_codes.from_channel(codes, scale, low, bits, dtype)
+            return kv_codes.from_token(self._key_codes[place], self._key_scale[place], bits, dtype)
+        # Scales are as many as the numbers of several tokens: turn whole pages back, then pick.
+        pages, which = torch.unique_consecutive(place[0], return_inverse=True)
+        scale, low = self._key_scale[pages].unbind(1)
+        keys = kv_codes.from_channel(self._key_codes[pages], scale, low, bits, dtype)
+        return keys.flatten(0, 1).index_select(0, which * keys.shape[1] + place[1])
 
     def values(self, place: Place, dtype: torch.dtype) -> Tensor:
         scale = self._value_scale[place]
