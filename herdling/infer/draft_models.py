@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from herdling.errors import ConfigError
 from herdling.infer.costs import draft_cost
 from herdling.infer.drafts import Proposal
+from herdling.infer.native import Native
 from herdling.infer.rewind import RewindCache
 from herdling.infer.sampler import Sampler, probabilities
 from herdling.infer.speculative import draw_from
@@ -49,10 +50,11 @@ class ModelDraft:
         """
         check_same_tokens(model, tokenizer, target, target_tokenizer)
         self._model, self.longest = decoder_of(model), longest
+        self._native = Native(self._model)
         self.cost = draft_cost(model.config, target.config)
 
     def begin(self, ids: Sequence[int]) -> "ModelGuess":
-        return ModelGuess(self._model, ids, self.longest)
+        return ModelGuess(self._model, self._native, ids, self.longest)
 
 
 class SharedExpertDraft:
@@ -60,17 +62,18 @@ class SharedExpertDraft:
 
     def __init__(self, target: LanguageModel, longest: int = 8) -> None:
         self._model, self.longest = without_routed(decoder_of(target)), longest
+        self._native = Native(self._model)
         self.cost = draft_cost(target.config, target.config, routed=False)
 
     def begin(self, ids: Sequence[int]) -> "ModelGuess":
-        return ModelGuess(self._model, ids, self.longest)
+        return ModelGuess(self._model, self._native, ids, self.longest)
 
 
 class ModelGuess:
     """A model's guesses for one sequence, with a cache of what it has read of it."""
 
-    def __init__(self, model: TextLM, ids: Sequence[int], longest: int) -> None:
-        self._model, self._longest = model, longest
+    def __init__(self, model: TextLM, native: Native, ids: Sequence[int], longest: int) -> None:
+        self._model, self._native, self._longest = model, native, longest
         self._ids = list(ids)
         self._cache = RewindCache(model.config.text, slack=longest + 1)
         self._guessed: list[int] = []
@@ -119,8 +122,9 @@ class ModelGuess:
 
     def _read(self, ids: Sequence[int]) -> Tensor:
         """Logits (V,) behind `ids`."""
-        device = self._model.lm_head.weight.device
-        return self._model(torch.tensor([ids], device=device), cache=self._cache, readout=_last)
+        device = next(self._model.parameters()).device
+        with self._native.leaves(len(ids), len(self._ids)):
+            return self._model(torch.tensor([ids], device=device), cache=self._cache, readout=_last)
 
 
 def _last(hidden: Tensor, head: nn.Linear) -> Tensor:

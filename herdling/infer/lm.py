@@ -23,6 +23,8 @@ from herdling.checkpoint.open import open_model
 from herdling.checkpoint.save import save_model, with_ids
 from herdling.checkpoint.source import resolve
 from herdling.errors import ConfigError, Error, InputError
+from herdling.infer.draft_models import ModelDraft
+from herdling.infer.drafts import Drafter, FirstDraft, NgramDraft
 from herdling.infer.engine import Engine
 from herdling.infer.grammar import Grammar
 from herdling.infer.request import Completion, Request
@@ -251,6 +253,18 @@ def load(
         lora.load(model, resolve(its_folder), name)
     processor = None if config.vision is None else ImageProcessor.open(folder)
     return LM(model.eval(), tokenizer, processor, Card.open(folder, config))
+
+
+def open_draft(draft: str, lm: LM) -> Drafter:
+    """Who guesses for a model: `ngram`, or the folder (or hub name) of a smaller model.
+
+    n-grams go first in both cases. Raises ConfigError if the two models do not share their tokens.
+    """
+    if draft == "ngram":
+        return NgramDraft()
+    small = load(draft, next(lm.model.parameters()).dtype, lm.device)
+    model = ModelDraft(small.model, small.tokenizer, lm.model, lm.tokenizer)
+    return FirstDraft(NgramDraft(), model)
 
 
 def save(lm: LM, folder: Path | str) -> None:

@@ -64,6 +64,10 @@ class Config:
     """Memory for keys and values, such as 800M or 4G; default: a quarter of what is free."""
     prefix_reuse: bool = True
     """Keep keys and values of past prompts for prompts that begin the same."""
+    kv: Literal["plain", "int8", "int4", "mixed"] = "plain"
+    """How keys and values are kept: in the model's type, or coded in less memory."""
+    draft: str | None = None
+    """Guess tokens ahead: `ngram`, or the folder of a smaller model with the same tokenizer."""
     max_queue: int = 256
     """Requests that may wait; calls beyond are answered 429."""
     max_prompt_tokens: int | None = None
@@ -129,6 +133,8 @@ def main(config: Config) -> int:
             max_running=config.max_batch,
             step_tokens=config.step_tokens,
             reuse=config.prefix_reuse,
+            kv=config.kv,
+            drafter=None if config.draft is None else loading.open_draft(config.draft, lm),
         )
         return lm
 

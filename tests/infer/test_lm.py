@@ -6,9 +6,11 @@ from PIL import Image
 
 import herdling
 from herdling.errors import CheckpointError, ConfigError, InputError
-from herdling.infer.lm import LM
+from herdling.infer.engine import Engine
+from herdling.infer.lm import LM, open_draft
 from herdling.inputs.tokenizer import Tokenizer
 from herdling.model.config import preset
+from herdling.model.init import initialize
 from herdling.model.llama import build
 
 PICTURE = {"type": "image", "image": Image.new("RGB", (70, 40), "red")}
@@ -204,3 +206,19 @@ def test_save_replaces_a_model_and_nothing_else(plain_lm, tmp_path):
         herdling.save(plain_lm, runs)
     again = herdling.load(runs / "model")
     assert torch.equal(again.logits([[1, 2]]), plain_lm.logits([[1, 2]]))
+
+
+def test_drafts_by_name_guess_and_change_nothing(make_lm, tmp_path):
+    lm = make_lm()
+    herdling.save(lm, tmp_path / "draft")
+    request = lm.request("the quick brown fox", max_tokens=24)
+    want = lm.engine.run([request])[0]
+    for name in ("ngram", str(tmp_path / "draft")):
+        engine = Engine(lm.model, lm.tokenizer, drafter=open_draft(name, lm))
+        assert engine.run([request])[0].ids == want.ids
+    assert engine.stats().accepted > 0
+    small = Tokenizer.train(["other words altogether, and yet another thing " * 9], 300)
+    config = preset("nano", vision=False, vocab_size=len(small))
+    herdling.save(LM(initialize(build(config), seed=0), small), tmp_path / "other")
+    with pytest.raises(ConfigError):
+        open_draft(str(tmp_path / "other"), lm)
