@@ -13,8 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from herdling.kernels.each_expert import each
-
 
 def routed_experts(
     x: Tensor, chosen: Tensor, scores: Tensor, gate_up: Tensor, down: Tensor
@@ -74,19 +72,13 @@ class _GroupedSwiGLU(torch.autograd.Function):
     def forward(ctx, rows: Tensor, counts: list[int], gate_up: Tensor, down: Tensor) -> Tensor:
         spans = _spans(counts)
         hidden = rows.new_empty(rows.shape[0], gate_up.shape[2])  # (M, 2F)
-
-        def widen(e: int, a: int, b: int) -> None:
+        for e, a, b in spans:
             torch.mm(rows[a:b], gate_up[e].to(rows.dtype), out=hidden[a:b])
-
-        each(spans, widen)
         gate, up = hidden.chunk(2, -1)
         act = F.silu(gate).mul_(up)  # (M, F)
         out = torch.empty_like(rows)
-
-        def narrow(e: int, a: int, b: int) -> None:
+        for e, a, b in spans:
             torch.mm(act[a:b], down[e].to(rows.dtype), out=out[a:b])
-
-        each(spans, narrow)
         ctx.save_for_backward(rows, hidden, gate_up, down)
         ctx.spans = spans
         return out
@@ -102,13 +94,10 @@ class _GroupedSwiGLU(torch.autograd.Function):
         d_down = _gradient_like(down, ctx.spans) if want_down else None
         d_act = torch.empty_like(silu)
         act = silu * up
-
-        def narrow(e: int, a: int, b: int) -> None:
+        for e, a, b in ctx.spans:
             torch.mm(grad[a:b], down[e].to(rows.dtype).t(), out=d_act[a:b])
             if d_down is not None:
                 _product_into(d_down[e], act[a:b].t(), grad[a:b])
-
-        each(ctx.spans, narrow)
         d_hidden = torch.empty_like(hidden)
         d_gate, d_up = d_hidden.chunk(2, -1)
         torch.mul(d_act, silu, out=d_up)
@@ -116,14 +105,11 @@ class _GroupedSwiGLU(torch.autograd.Function):
         torch.mul(d_act.mul_(up), torch.addcmul(sig, silu, 1 - sig), out=d_gate)
         d_rows = torch.empty_like(rows) if want_rows else None
         d_gate_up = _gradient_like(gate_up, ctx.spans) if want_up else None
-
-        def widen(e: int, a: int, b: int) -> None:
+        for e, a, b in ctx.spans:
             if d_rows is not None:
                 torch.mm(d_hidden[a:b], gate_up[e].to(rows.dtype).t(), out=d_rows[a:b])
             if d_gate_up is not None:
                 _product_into(d_gate_up[e], rows[a:b].t(), d_hidden[a:b])
-
-        each(ctx.spans, widen)
         return d_rows, None, d_gate_up, d_down
 
 

@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from herdling.kernels.each_expert import Span, each
 from herdling.kernels.grouped_matmul import autocast
 
 
@@ -66,6 +65,10 @@ def adapted_experts(
     return out if k == 1 else out.view(N, k, -1).sum(1)
 
 
+Span = tuple[int, int, int]
+"""(expert, first row, end row)."""
+
+
 class Groups:
     """How many of the rows, which are sorted by expert, belong to each."""
 
@@ -107,11 +110,8 @@ class _GroupedMatmul(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows: Tensor, spans: list[Span], weight: Tensor) -> Tensor:
         out = rows.new_empty(rows.shape[0], weight.shape[2])
-
-        def product(e: int, a: int, b: int) -> None:
+        for e, a, b in spans:
             torch.mm(rows[a:b], weight[e].to(rows.dtype), out=out[a:b])
-
-        each(spans, product)
         ctx.save_for_backward(rows, weight)
         ctx.spans = spans
         return out
@@ -123,14 +123,11 @@ class _GroupedMatmul(torch.autograd.Function):
         grad = grad.contiguous()
         d_rows = torch.empty_like(rows) if want_rows else None
         d_weight = torch.zeros_like(weight) if want_weight else None  # zero where no row came
-
-        def product(e: int, a: int, b: int) -> None:
+        for e, a, b in ctx.spans:
             if d_rows is not None:
                 torch.mm(grad[a:b], weight[e].to(grad.dtype).t(), out=d_rows[a:b])
             if d_weight is not None:
                 d_weight[e] = rows[a:b].t() @ grad[a:b]
-
-        each(ctx.spans, product)
         return d_rows, None, d_weight
 
 
