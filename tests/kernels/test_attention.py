@@ -66,7 +66,7 @@ def test_masked_with_gradients(dtype):
 @pytest.mark.parametrize("small", [True, False], ids=["fits", "does not fit"])
 def test_chunked_and_causal_gradients(monkeypatch, dtype, small):
     """Both ways of attention in bf16, whatever the size decides."""
-    monkeypatch.setattr("herdling.kernels.attention._fits", lambda q, k: small)
+    monkeypatch.setattr("herdling.kernels.attention._by_bmm", lambda q, k: small)
     q, k, v = (t.requires_grad_() for t in qkv(2, 21, 21, 4, 2, dtype))
     weight = torch.randn(2, 21, 4, 16, generator=torch.Generator().manual_seed(0))
     for got, chunk in ((attend_chunked(q, k, v, 8), 8), (attend_causal(q, k, v), None)):
