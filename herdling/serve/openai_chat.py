@@ -123,15 +123,13 @@ def read_format(given: Mapping[str, Any] | None) -> Format:
     if given is None or kind == "text":
         return Format()
     if kind == "json_object":
-        return Format("json")
+        # A schema beside it is how huggingface_hub (`value`) and llama.cpp (`schema`) send one.
+        beside = next((name for name in ("schema", "value") if given.get(name) is not None), None)
+        return _schema(given[beside], beside) if beside else Format("json")
     if kind == "json_schema":
         wrapper = given.get("json_schema")
         schema = wrapper.get("schema") if isinstance(wrapper, Mapping) else None
-        if not isinstance(schema, Mapping | bool):
-            raise bad_request(
-                "response_format.json_schema.schema must be a JSON schema", "response_format"
-            )
-        return Format("json_schema", json.dumps(schema, ensure_ascii=False))
+        return _schema(schema, "json_schema.schema")
     for name, ours in (("regex", "regex"), ("grammar", "lark")):
         if kind == name and isinstance(given.get(name), str):
             return Format(ours, given[name])  # pyright: ignore[reportArgumentType]
@@ -140,6 +138,12 @@ def read_format(given: Mapping[str, Any] | None) -> Format:
         "(or regex, grammar with the text under the same name)",
         "response_format",
     )
+
+
+def _schema(given: Any, field: str) -> Format:
+    if not isinstance(given, Mapping | bool):
+        raise bad_request(f"response_format.{field} must be a JSON schema", "response_format")
+    return Format("json_schema", json.dumps(given, ensure_ascii=False))
 
 
 # ---- from our words to theirs

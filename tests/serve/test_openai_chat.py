@@ -219,6 +219,18 @@ def test_formats_become_grammars(chat, engine):
     assert json.loads(json_schema.text) == schema
 
 
+@pytest.mark.parametrize("field", ["schema", "value"])
+def test_a_schema_beside_json_object_counts(chat, engine, field):
+    """As llama.cpp's clients and huggingface_hub send it; read past, it would not be kept."""
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    chat(response_format={"type": "json_object", field: schema})
+    assert engine.requests[0].grammar.kind == "json_schema"
+    assert json.loads(engine.requests[0].grammar.text) == schema
+    refused = chat(response_format={"type": "json_object", field: "a schema"})
+    assert refused.status_code == 400
+    assert f"response_format.{field}" in refused.json()["error"]["message"]
+
+
 def test_roles_and_parts_of_other_names_are_understood(chat, engine):
     plain = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hello"}]
     odd = [
