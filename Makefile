@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 EXTRAS := dev
 
-.PHONY: demo test slow page check bench format clean
+.PHONY: demo test slow page clients check bench format clean
 .DEFAULT_GOAL := test
 
 # torch goes first and alone. On Linux pip's usual index gives a build with gigabytes of CUDA
@@ -33,6 +33,24 @@ page: $(READY)  ## the tests of the server's page, in a headless Chromium (some 
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS),page]'
 	test -f .venv/axe/node_modules/axe-core/axe.min.js || npm install --silent --prefix .venv/axe axe-core@4.14.1
 	$(BIN)/python -m pytest -m page tests/page
+
+# Each environment is what tests/clients/NAME.txt pins; no single one can hold the newest of all.
+# HERDLING_MODEL=runs/demo/model asks that model instead of a nano one made on the spot.
+CLIENTS := sdk chains lm-eval schemathesis
+CLIENT_TESTS = HERDLING_PYTHON=$(CURDIR)/$(BIN)/python .clients/$(1)/bin/python -m pytest -c tests/clients/pytest.ini $(2:%=tests/clients/test_%.py)
+clients: $(READY) $(CLIENTS:%=.clients/%/.ready)  ## real clients against a live server (about 6 minutes)
+	$(call CLIENT_TESTS,sdk,openai anthropic ollama hub sdk_shapes curl)
+	$(call CLIENT_TESTS,chains,openai litellm langchain)
+	$(call CLIENT_TESTS,lm-eval,lm_eval)
+	$(call CLIENT_TESTS,schemathesis,schemathesis)
+
+.clients/%/.ready: tests/clients/%.txt pyproject.toml constraints.txt
+	$(PYTHON) -m venv .clients/$*
+	.clients/$*/bin/python -m pip install -q --disable-pip-version-check -U pip
+	test $* != lm-eval || .clients/$*/bin/python -m pip install -q -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	test $* != lm-eval || .clients/$*/bin/python -m pip install -q -c constraints.txt -e '.[serve]'
+	.clients/$*/bin/python -m pip install -q -r $<
+	touch $@
 
 check: $(READY)  ## format, lint, types, import floors
 	$(BIN)/ruff format --check .
