@@ -5,6 +5,7 @@ it matters. Bodies are counted as they come in, whatever Content-Length claims.
 """
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import logging
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 OPEN = ("/health", "/v1/health", "/ping")
 """Paths that need no key, for those who only ask whether the server lives."""
+_DRAIN = 4
+"""How much of a refused body is read, in largest bodies."""
+_DRAIN_SECONDS = 5.0
 _ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
 
@@ -44,15 +48,16 @@ class Gate:
         given = headers.get("x-request-id", "")
         id = given if _ID.fullmatch(given) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = id
-        answer = _Answer(send, id)
+        answer, body = _Answer(send, id), _Body(receive, headers, self._service)
         with (
             cleanup.scope(),
             logs.call(id=id, method=scope["method"], path=scope["path"][:200]) as fields,
         ):
             try:
                 self._admit(scope, headers)
-                await self._app(scope, _Body(receive, headers, self._service).receive, answer.send)
+                await self._app(scope, body.receive, answer.send)
             except errors.ApiError as refusal:
+                await body.drain()
                 await errors.response(scope["path"], refusal)(scope, receive, answer.send)
             except Exception as problem:
                 log.error(
@@ -131,6 +136,7 @@ class _Body:
         self._receive, self._limits = receive, service.limits
         self._end = time.monotonic() + self._limits.body_seconds
         self._size, self._whole = 0, False
+        self._waits = headers.get("expect", "").lower() == "100-continue"
 
     async def receive(self) -> Message:
         if self._whole:  # from now on this only waits for the client to go away
@@ -143,11 +149,31 @@ class _Body:
                 408, "The body took too long to arrive", headers={"Connection": "close"}
             ) from None
         if message["type"] == "http.request":
-            self._size += len(message.get("body", b""))
-            self._whole = not message.get("more_body", False)
+            self._count(message)
             if self._size > self._limits.body_bytes:
+                await self.drain()
                 raise self.too_large(self._limits.body_bytes)
         return message
+
+    def _count(self, message: Message) -> None:
+        self._size += len(message.get("body", b""))
+        self._whole = not message.get("more_body", False)
+
+    async def drain(self) -> None:
+        """Read the rest of a refused body and forget it, within bounds.
+
+        A client that is still sending when the connection closes sees it reset, and no answer. One that
+        waits to be told to go on (`Expect`) has nothing under way.
+        """
+        if self._waits and not self._size:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_DRAIN_SECONDS):
+                while not self._whole and self._size < _DRAIN * self._limits.body_bytes:
+                    message = await self._receive()
+                    if message["type"] != "http.request":
+                        return
+                    self._count(message)
 
     @staticmethod
     def too_large(most: int) -> errors.ApiError:
