@@ -4,23 +4,42 @@ Decoding reads every active weight for a handful of tokens, which torch's produc
 a half of what the memory gives; `kernels.cpu` does it at nearly all of it. The module tree is not
 changed: leaves get another `forward` for the duration of a step. Without a compiler, on other devices
 and for longer steps the leaves stay as they are.
+
+A step of one new token a sequence goes further: a block of plain leaves is two native calls
+(`kernels.cpu.layer`), attention over the store's slots included. A block with an adapter, a hook, a bias
+or leaves of another class keeps to its leaves.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from herdling.errors import InputError
 from herdling.kernels import cpu
+from herdling.kernels.cpu.layer import Attention, FeedForward, Tokens
 from herdling.lora.layers import LoraExperts, LoraLinear
-from herdling.model.llama import MLP, Experts, RMSNorm, Router, TextLM
+from herdling.model import llama
+from herdling.model.llama import MLP, Block, Experts, MoE, RMSNorm, Router, TextLM
 
 MOST_TOKENS = 16
 """Tokens of a step up to which the native products are faster than torch's."""
 MANY_SEEN = 2**14
 """Positions seen by a step's tokens from which on attention is worth torch's threads."""
+
+
+@dataclass
+class Step:
+    """One new token of each of a few sequences, for fused blocks."""
+
+    tokens: dict[bool, Tokens]
+    """What they see in layers with RoPE (True) and without."""
+    routes: list[Tensor]
+    """Where each MoE block appends the experts (N, k) that it chose."""
 
 
 class Native:
@@ -34,6 +53,8 @@ class Native:
         """Whether there is anything to swap in."""
         if not self.fits:
             return
+        self._blocks = [block for block in decoder.model.layers if isinstance(block, Block)]
+        self._fused: dict[nn.Module, Fused] = {}
         inside: set[nn.Module] = set()
         for module in decoder.modules():
             forward = None if module in inside else _forward(module)
@@ -44,22 +65,97 @@ class Native:
                 self._leaves.append((module, "plain", plain))
 
     @contextmanager
-    def leaves(self, tokens: int, seen: int = 0) -> Iterator[None]:
-        """Native leaves for a step of so many tokens, if it is short enough.
+    def leaves(self, tokens: int, seen: int = 0, step: Step | None = None) -> Iterator[bool]:
+        """Native leaves for a step of so many tokens, if it is short enough; blocks too, given `step`.
 
-        Where they see few positions, `seen` in all, torch does the rest in one thread.
+        Where they see few positions, `seen` in all, torch does the rest in one thread. Yields whether
+        every block is fused, so that there is no rest.
         """
         if not self.fits or tokens > MOST_TOKENS:
-            yield
+            yield False
             return
-        for module, name, forward in self._leaves:
+        swapped: list[tuple[nn.Module, str, Callable]] = []
+        if step is not None and not torch.is_grad_enabled():
+            swapped = [(fused.block, "forward", partial(fused, step)) for fused in self._fuse()]
+        whole = len(swapped) == len(self._blocks)
+        swapped += [] if whole else self._leaves
+        for module, name, forward in swapped:
             module.__dict__[name] = forward
         try:
-            with cpu.alone() if seen < MANY_SEEN else nullcontext():
-                yield
+            with cpu.alone() if whole or seen < MANY_SEEN else nullcontext():
+                yield whole
         finally:
-            for module, name, _ in self._leaves:
+            for module, name, _ in swapped:
                 module.__dict__.pop(name, None)
+
+    def _fuse(self) -> list["Fused"]:
+        """The blocks that are plain now, made anew where a weight or a leaf is another one."""
+        found = []
+        for block in self._blocks:
+            state, fused = _state(block), self._fused.get(block)
+            if state is not None and (fused is None or fused.state != state):
+                fused = self._fused[block] = Fused(block, state)
+            if state is not None and fused and fused.fits:
+                found.append(fused)
+        return found
+
+
+class Fused:
+    """A block as two native calls."""
+
+    def __init__(self, block: Block, state: Sequence) -> None:
+        self.block, self.state = block, state
+        attn, ff = block.self_attn, block.feed_forward
+        norm, after = block.input_layernorm, block.post_attention_layernorm
+        q, k, v, o = (p.weight for p in (attn.q_proj, attn.k_proj, attn.v_proj, attn.o_proj))
+        d, mlp = attn.head_dim, ff.shared_expert if isinstance(ff, MoE) else ff
+        gate, up, down = (p.weight for p in (mlp.gate_proj, mlp.up_proj, mlp.down_proj))
+        routed = (None, None, None, 0)
+        if isinstance(ff, MoE):
+            experts = ff.experts
+            routed = ff.router.weight, experts.gate_up_proj, experts.down_proj, ff.router.top_k
+        self.fits = norm.eps == attn.eps
+        try:
+            self._attend = Attention(
+                norm.weight, q, k, v, o, heads=q.shape[0] // d, kv_heads=k.shape[0] // d, eps=norm.eps,
+                local=attn.local, qk_norm=attn.qk_norm,
+            )  # fmt: skip
+            self._forward = FeedForward(after.weight, gate, up, down, after.eps, *routed)
+        except InputError:  # of several types, or not contiguous: its leaves say so, or can do it
+            self.fits = False
+
+    def __call__(self, step: Step, x: Tensor, at: llama.Places, cache: Any) -> Tensor:
+        """As `Block.forward`; `cache` is the runner's layer, whose memory is written and read."""
+        x = self._attend(x[0], step.tokens[self._attend.local], cache.memory)
+        x, chosen = self._forward(x)
+        if chosen is not None:
+            step.routes.append(chosen)
+        return x[None]
+
+
+PLAIN = {Block, llama.Attention, MoE, MLP, Router, Experts, RMSNorm, nn.Linear}
+
+
+def _state(block: nn.Module) -> list | None:
+    """What tells whether a fused block is stale: its modules and where its weights lie.
+
+    None for a block that is altered in any way. Read at every step, so it goes by torch's own
+    dictionaries.
+    """
+    modules: list[nn.Module] = [block]
+    state: list = []
+    for module in modules:  # grows
+        own = module.__dict__
+        if type(module) not in PLAIN or "forward" in own:
+            return None
+        if own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_parameters"].get("bias") is not None:  # fmt: skip
+            return None
+        modules += own["_modules"].values()
+        state.append(module)
+        for weight in own["_parameters"].values():
+            if weight is not None:
+                state.append((weight.data_ptr(), weight.dtype))
+    return state
 
 
 def _forward(module: nn.Module) -> Callable | None:

@@ -9,17 +9,19 @@ R rows whose logits are wanted, V vocabulary, k experts a token.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from herdling import lora
-from herdling.infer.native import Native
+from herdling.infer.native import MOST_TOKENS, Native, Step
 from herdling.infer.pages import Store, Track
 from herdling.infer.scheduler import Piece
 from herdling.kernels.attention import attend_causal, attend_chunked, attend_last, attend_past
+from herdling.kernels.cpu.layer import Memory, Tokens
 from herdling.model.config import TextConfig
 from herdling.model.llama import LanguageModel, MultimodalLM, Places, Router, decoder_of
 
@@ -61,8 +63,15 @@ class Runner:
             self._native, self._changes = Native(self._decoder), self._adapters.changes
         names = [piece.sequence.request.adapter for piece in pieces]
         adapted = self._adapters.using(names, [len(piece.tokens) for piece in pieces])
-        seen = sum(piece.end for piece in pieces)
-        with adapted, self._watching() as routes, self._native.leaves(len(tokens), seen):
+        seen, step = sum(piece.end for piece in pieces), None
+        routes: list[Tensor] = []
+        if self._native.fits and type(self.store) is Store and self.store.dtype == x.dtype:
+            step = Step(at.last, routes) if len(pieces) == len(tokens) <= MOST_TOKENS else None
+        with (
+            adapted,
+            self._native.leaves(len(tokens), seen, step) as fused,
+            nullcontext() if fused else self._watching(routes),
+        ):
             hidden = self._decoder.model.blocks(x[None], at, self._layers)
         return hidden[0], torch.stack(routes) if routes else None
 
@@ -98,15 +107,14 @@ class Runner:
             offset += len(piece.tokens)
 
     @contextmanager
-    def _watching(self) -> Iterator[list[Tensor]]:
-        """Collect the experts (N, k) that each router chooses, in the order of the layers."""
-        routes: list[Tensor] = []
+    def _watching(self, routes: list[Tensor]) -> Iterator[None]:
+        """Append the experts (N, k) that each router chooses, in the order of the layers."""
         hooks = [
             router.register_forward_hook(lambda _, __, out: routes.append(out[0]))
             for router in self._routers
         ]
         try:
-            yield routes
+            yield
         finally:
             for hook in hooks:
                 hook.remove()
@@ -120,6 +128,12 @@ class Layer:
         self.offset = share * store.layers.local_tokens if local else 0
         """Slots are counted from the first of the layers that share a unit."""
 
+    @cached_property
+    def memory(self) -> Memory:
+        """The layer's keys and values for fused blocks; only of a plain store."""
+        slots = (self.store.pages + 1) * self.store.layers.global_tokens
+        return Memory(*self.store.view(self.unit, 0, slots), self.offset)
+
 
 class Ragged(Places):
     """Pieces of sequences, end to end."""
@@ -129,16 +143,39 @@ class Ragged(Places):
     ) -> None:
         positions = [p for piece in pieces for p in range(piece.start, piece.end)]
         super().__init__(config, torch.tensor([positions], device=device))
+        self._store, self._pieces = store, pieces
         memories = [piece.sequence.memory for piece in pieces]
-        self._kinds = {
-            local: Kind(pieces, tracks, self.chunk if local else None, store, device)
-            for local, tracks in (
-                (False, [m.whole for m in memories]),
-                (True, [m.local for m in memories]),
-            )
+        self._tracks = {False: [m.whole for m in memories], True: [m.local for m in memories]}
+        self._chunked = self.chunk is not None and store.layers.has_local
+
+    @cached_property
+    def _kinds(self) -> dict[bool, "Kind"]:
+        device = self.cos.device
+        kinds = {
+            local: Kind(self._pieces, tracks, self.chunk if local else None, self._store, device)
+            for local, tracks in self._tracks.items()
         }
-        if self.chunk is None or not store.layers.has_local:
-            self._kinds[True] = self._kinds[False]
+        return kinds if self._chunked else {local: kinds[False] for local in kinds}
+
+    @property
+    def last(self) -> dict[bool, Tokens]:
+        """The same for fused blocks, where each piece is one token."""
+        seen = {
+            local: self._seen(tracks, self.chunk if local else None)
+            for local, tracks in self._tracks.items()
+            if tracks[0] is not None and (self._chunked or not local)
+        }
+        return seen if self._chunked else {local: seen[False] for local in (False, True)}
+
+    def _seen(self, tracks: Sequence[Track | None], chunk: int | None) -> Tokens:
+        slots = [
+            track.slots(piece.start // chunk * chunk if chunk else 0, piece.end)
+            for piece, track in zip(self._pieces, tracks, strict=True)
+            if track is not None
+        ]
+        fresh = torch.cat([own[-1:] for own in slots])
+        temperature = None if self.temperature is None else self.temperature.flatten()
+        return Tokens(slots, fresh, self.cos[0], self.sin[0], temperature)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, local: bool, cache: Layer) -> Tensor:
         return self._kinds[local].attend(q, k, v, cache)

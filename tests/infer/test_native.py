@@ -1,14 +1,19 @@
-"""Native leaves: the same logits, only inside a step, only where they fit."""
+"""Native leaves and blocks: the same logits, only inside a step, only where they fit."""
+
+from copy import deepcopy
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from herdling.infer import native
 from herdling.infer.engine import Engine
 from herdling.infer.native import MOST_TOKENS, Native
+from herdling.infer.request import Request
+from herdling.infer.runner import Runner
 from herdling.kernels import cpu
 from herdling.model.llama import MLP, Experts, RMSNorm, Router, decoder_of
+from tests.infer.conftest import VARIANTS
 from tests.infer.test_engine import mixed
 
 needs_compiler = pytest.mark.skipif(not cpu.available(), reason="no C++ compiler")
@@ -75,3 +80,113 @@ def test_without_a_compiler_torch_does_it(plain_lm, monkeypatch):
     engine = Engine(plain_lm.model, plain_lm.tokenizer)
     monkeypatch.setattr(native.cpu, "linear", None)
     assert [r.ids for r in engine.run(mixed(plain_lm))] == [r.ids for r in want]
+
+
+# ---- fused blocks
+
+
+class Watch:
+    """Computes every step of one token a sequence twice: as it is, and with torch alone."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.steps: list[tuple] = []  # ids of each row, fused hidden and routes, torch's
+        self.fused: list[int] = []  # blocks that each of these steps fused
+        run, fuse = Runner.run, Native._fuse
+        monkeypatch.setattr(Native, "_fuse", lambda own: self._note(fuse(own)))
+
+        def both(runner, pieces):
+            if any(len(piece.tokens) > 1 for piece in pieces):
+                return run(runner, pieces)
+            own, runner._native = runner._native, Native(decoder_of(runner.model))
+            runner._native.fits = False
+            theirs = run(runner, pieces)
+            runner._native = own
+            got = run(runner, pieces)
+            rows = [torch.tensor([piece.sequence.ids[: piece.end]]) for piece in pieces]
+            self.steps.append((rows, *got, *theirs))
+            return got
+
+        monkeypatch.setattr(Runner, "run", both)
+
+    def _note(self, blocks: list) -> list:
+        self.fused.append(len(blocks))
+        return blocks
+
+
+def uneven(lm, new: int = 12) -> list[Request]:
+    """Prompts that stand at other places of a chunk (8 positions) and end up in others."""
+    return [Request(list(range(3, 3 + n)), max_tokens=new) for n in (1, 7, 8, 9, 30)]
+
+
+@needs_compiler
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_fused_blocks_compute_what_the_model_does(make_lm, variant, monkeypatch):
+    lm, watch = make_lm(vision=False, **VARIANTS[variant]), Watch(monkeypatch)
+    engine = Engine(lm.model, lm.tokenizer)
+    engine.run(uneven(lm))
+    engine.run(uneven(lm)[3:4])
+    layers = lm.config.text.num_hidden_layers
+    assert len(watch.steps) > 12
+    assert watch.fused == [layers] * len(watch.steps)
+    for _, got, routes, want, their_routes in watch.steps:
+        assert (got - want).abs().max() <= 1e-5 * want.abs().max()
+        assert torch.equal(routes, their_routes)
+        assert routes.shape[0] == sum(lm.config.text.is_moe(i) for i in range(layers))
+
+
+@needs_compiler
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_in_bfloat16_they_are_no_further_off_than_torch(make_lm, variant, monkeypatch):
+    lm, watch = make_lm(vision=False, **VARIANTS[variant]), Watch(monkeypatch)
+    lm.model.bfloat16()
+    Engine(lm.model, lm.tokenizer).run(uneven(lm))
+    norm, exact = decoder_of(lm.model).model.norm, deepcopy(decoder_of(lm.model)).double().model
+    errors: list[list[Tensor]] = [[], []]
+    with torch.inference_mode():
+        for rows, got, _, want, _ in watch.steps:
+            seen = [exact(exact.embed_tokens(ids), None, None, None)[0, -1] for ids in rows]
+            for mine, hidden in zip(errors, (got, want), strict=True):
+                mine.append((norm(hidden) - torch.stack(seen)).abs().mean(-1))
+    # The median: where rounding decides between two experts, the error is of another kind.
+    ours, torchs = (torch.cat(rows).median() for rows in errors)
+    assert ours <= 1.2 * torchs
+
+
+@needs_compiler
+def test_no_global_layers_no_chunks_no_temperature(make_lm, monkeypatch):
+    for fields in (
+        dict(no_rope_layer_interval=0, attn_temperature_tuning=False),
+        dict(attention_chunk_size=None, num_key_value_heads=1),
+    ):
+        lm, watch = make_lm(vision=False, **fields), Watch(monkeypatch)
+        Engine(lm.model, lm.tokenizer).run(uneven(lm))
+        assert watch.fused == [lm.config.text.num_hidden_layers] * len(watch.steps)
+        for _, got, _, want, _ in watch.steps:
+            assert (got - want).abs().max() <= 1e-5 * want.abs().max()
+
+
+@needs_compiler
+def test_what_is_altered_is_not_fused_and_moved_weights_are_followed(make_lm, monkeypatch):
+    lm, watch = make_lm(vision=False), Watch(monkeypatch)
+    engine, layers = Engine(lm.model, lm.tokenizer), decoder_of(lm.model).model.layers
+    engine.run(uneven(lm, 2))
+    layers[0].self_attn.q_proj.register_forward_hook(lambda _, __, out: out * 2)
+    layers[1].feed_forward.router.__class__ = type("Other", (Router,), {})
+    layers[2].self_attn.o_proj.weight.data = layers[2].self_attn.o_proj.weight.data.clone() * 3
+    layers[3].feed_forward.shared_expert.up_proj = deepcopy(layers[0].self_attn.k_proj)
+    layers[3].feed_forward.shared_expert.up_proj.weight = nn.Parameter(
+        layers[1].feed_forward.shared_expert.up_proj.weight.detach().clone()
+    )
+    engine.run(uneven(lm, 2))
+    assert watch.fused[0] == 4
+    assert watch.fused[-1] == 2
+    for _, got, routes, want, their_routes in watch.steps:
+        assert (got - want).abs().max() <= 1e-5 * want.abs().max()
+        assert torch.equal(routes, their_routes)
+
+
+@needs_compiler
+@pytest.mark.parametrize("options", [dict(kv="int8"), dict(kv="mixed")])
+def test_coded_caches_keep_to_the_leaves(plain_lm, options, monkeypatch):
+    monkeypatch.setattr(Native, "_fuse", None)
+    Engine(plain_lm.model, plain_lm.tokenizer, **options).run(mixed(plain_lm))

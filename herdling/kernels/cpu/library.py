@@ -27,7 +27,11 @@ SIGNATURES = {
     "packed_linear": [P, *MATRIX, P, I, N],
     "packed_swiglu": [P, *MATRIX, *MATRIX, P, I, N],
     "packed_experts": [P, P, P, *MATRIX, *MATRIX, P, I, I, I, N],
+    "attention_step": [P, P, P, P, P, N],
+    "feed_forward_step": [P, P, P, P, I, N],
 }
+TELLS = ("experts", "packed_experts", "attention_step")
+"""What returns 1 where an index is out of range, and has done nothing."""
 
 
 @lru_cache(maxsize=1)
@@ -60,5 +64,5 @@ def load(variant: str) -> ctypes.CDLL:
         for kind in ("f32", "bf16"):
             function = getattr(library, f"herdling_{name}_{kind}")
             function.argtypes = arguments
-            function.restype = ctypes.c_int if name.endswith("experts") else None
+            function.restype = ctypes.c_int if name in TELLS else None
     return library
