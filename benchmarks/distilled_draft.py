@@ -42,7 +42,10 @@ def written_by(lm: LM, count: int) -> torch.Tensor:
 
 
 def smaller(target: TextLM) -> TextLM:
-    text = replace(target.config.text, num_hidden_layers=1, moe_layers=(), no_rope_layers=(1,))
+    text = replace(
+        target.config.text, num_hidden_layers=1, moe_layers=(), no_rope_layers=(1,),
+        intermediate_size_mlp=target.config.text.hidden_size,
+    )  # fmt: skip
     draft = initialize(build(ModelConfig(text)), seed=0)
     assert isinstance(draft, TextLM)
     ours, theirs = draft.model, target.model
