@@ -21,8 +21,9 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## the whole life of a tiny model, then: .venv/bin/herdling chat runs/demo/model
 	$(BIN)/herdling demo
 
+# A process for each core (four at most) with one thread each: toy shapes gain nothing from two.
 test: $(READY)  ## the unit and parity tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
 
 slow: $(READY)  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
