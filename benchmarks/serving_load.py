@@ -156,9 +156,8 @@ class Load:
             "hostile": (2, self.hostile),
         }
 
-    async def client(self, number: int, seed: int, until: float) -> None:
+    async def client(self, number: int, seed: int, until: float, names: list[str]) -> None:
         draw = random.Random(seed * 1000 + number)
-        names = list(self.kinds)
         weights = [self.kinds[name][0] for name in names]
         while time.monotonic() < until:
             [name] = draw.choices(names, weights)
@@ -427,6 +426,7 @@ async def run(server: Server, args: argparse.Namespace) -> dict[str, Any]:
         throughput = await rates(api, args.tokens, args.rounds)
         load = Load(server, api)
         load.expected = [await load.continued(i) for i in range(REPEATS)]
+        names = args.kinds or list(load.kinds)
         samples: list[tuple[float, float]] = []
         begun = time.monotonic()
         until = begun + args.seconds
@@ -437,7 +437,9 @@ async def run(server: Server, args: argparse.Namespace) -> dict[str, Any]:
                 await asyncio.sleep(min(1.0, args.seconds / 40))
 
         watching = asyncio.create_task(watch())
-        await asyncio.gather(*(load.client(i, args.seed, until) for i in range(args.clients)))
+        await asyncio.gather(
+            *(load.client(i, args.seed, until, names) for i in range(args.clients))
+        )
         took = time.monotonic() - begun
         watching.cancel()
         left = None
@@ -498,8 +500,9 @@ def main() -> None:
     parser.add_argument(
         "--tokens", type=int, default=256, help="of each reply when rates are taken"
     )
+    parser.add_argument("--kinds", nargs="+", help="only these; default: all")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--memory", default="64M", help="for the server's keys and values")
+    parser.add_argument("--memory", default="32M", help="for the server's keys and values")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:

@@ -121,12 +121,16 @@ def numbers(found: dict[str, Any]) -> dict[str, float]:
 
 @pytest.mark.parametrize("backend", ["remote", "huggingface"])
 def test_log_likelihoods_and_texts_are_those_of_the_process(server, folder, tasks, model, backend):
-    """The server's tokenizer leaves begin_of_text out; the folder's own puts it in where asked to."""
-    ours = evaluate(model(add_bos_token=backend == "huggingface", max_length=2047), tasks, *TASKS)
+    """The server's tokenizer leaves begin_of_text out; the folder's own puts it in where asked to.
+
+    Then lm-eval's rolling windows have it twice, once to be scored, so these are left to the former.
+    """
+    names = [name for name in TASKS if backend == "remote" or name != "sums_rolling"]
+    ours = evaluate(model(add_bos_token=backend == "huggingface", max_length=2047), tasks, *names)
     own: dict[str, Any] = {"tokenizer_backend": backend, "num_concurrent": 4}
     if backend == "huggingface":
         own |= {"tokenizer": folder, "add_bos_token": True}
-    theirs = evaluate(completions(server, folder, **own), tasks, *TASKS)
+    theirs = evaluate(completions(server, folder, **own), tasks, *names)
     for sample, other in zip(
         scores(ours, "sums_choice"), scores(theirs, "sums_choice"), strict=True
     ):
@@ -138,7 +142,7 @@ def test_log_likelihoods_and_texts_are_those_of_the_process(server, folder, task
     assert scores(ours, "sums_written") == scores(theirs, "sums_written")
     assert any(text for [text] in scores(ours, "sums_written"))
     assert numbers(ours) == pytest.approx(numbers(theirs), abs=1e-3, rel=1e-5)
-    assert len(numbers(ours)) >= 5
+    assert len(numbers(ours)) >= len(names)
 
 
 def test_batches_of_token_ids(server, folder, tasks):
