@@ -137,6 +137,8 @@ class Load:
     def __init__(self, server: Server, api: httpx.AsyncClient) -> None:
         self.server, self.api = server, api
         self.took: dict[str, list[float]] = defaultdict(list)
+        self.ended: list[float] = []
+        """When each call ended, of the monotonic clock."""
         self.first: list[float] = []
         """Seconds to the first piece of a stream."""
         self.counts: Counter[str] = Counter()
@@ -172,7 +174,8 @@ class Load:
             except (Fault, ValueError, KeyError, IndexError) as problem:
                 self.faults[f"{name}: {type(problem).__name__} {problem}"[:300]] += 1
             self.counts[name] += 1
-            self.took[name].append(time.monotonic() - begun)
+            self.ended.append(time.monotonic())
+            self.took[name].append(self.ended[-1] - begun)
 
     async def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         reply = await self.api.post(path, json=body)
@@ -395,6 +398,12 @@ async def rates(api: httpx.AsyncClient, tokens: int, rounds: int) -> dict[str, f
     return {name: round(value, 2) for name, value in middle.items()}
 
 
+def tenths(shares: list[float]) -> list[int]:
+    """How many calls ended in each tenth of the run: a stall of the server shows."""
+    counts = Counter(min(9, int(10 * share)) for share in shares)
+    return [counts[i] for i in range(10)]
+
+
 def spread(values: list[float]) -> dict[str, float]:
     """Milliseconds."""
     ordered = sorted(values)
@@ -454,6 +463,7 @@ async def run(server: Server, args: argparse.Namespace) -> dict[str, Any]:
         "seconds": round(took, 1),
         "calls": sum(load.counts.values()),
         "by_kind": dict(load.counts),
+        "calls_by_tenth": tenths([(end - begun) / took for end in load.ended]),
         "faults": dict(load.faults),
         "latency_ms": {name: spread(values) for name, values in sorted(load.took.items())},
         "first_piece_ms": spread(load.first) if load.first else None,
