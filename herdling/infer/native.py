@@ -5,8 +5,8 @@ a half of what the memory gives; `kernels.cpu` does it at nearly all of it. The 
 changed: leaves get another `forward` for the duration of a step. Without a compiler, on other devices
 and for longer steps the leaves stay as they are.
 
-A step of one new token a sequence goes further: a block of plain leaves is two native calls
-(`kernels.cpu.layer`), attention over the store's slots included. A block with an adapter, a hook, a bias
+Over a plain store it goes further: a block of plain leaves is two native calls (`kernels.cpu.layer`),
+attention over the store's slots included, for one new token a sequence or several. A block with an adapter, a hook, a bias
 or leaves of another class keeps to its leaves.
 """
 

@@ -66,7 +66,7 @@ class Runner:
         seen, step = sum(piece.end for piece in pieces), None
         routes: list[Tensor] = []
         if self._native.fits and type(self.store) is Store and self.store.dtype == x.dtype:
-            step = Step(at.last, routes) if len(pieces) == len(tokens) <= MOST_TOKENS else None
+            step = Step(at.last, routes) if len(tokens) <= MOST_TOKENS else None
         with (
             adapted,
             self._native.leaves(len(tokens), seen, step) as fused,
@@ -159,7 +159,7 @@ class Ragged(Places):
 
     @property
     def last(self) -> dict[bool, Tokens]:
-        """The same for fused blocks, where each piece is one token."""
+        """The same for fused blocks, which take each token by itself: what it sees ends with it."""
         seen = {
             local: self._seen(tracks, self.chunk if local else None)
             for local, tracks in self._tracks.items()
@@ -169,9 +169,10 @@ class Ragged(Places):
 
     def _seen(self, tracks: Sequence[Track | None], chunk: int | None) -> Tokens:
         slots = [
-            track.slots(piece.start // chunk * chunk if chunk else 0, piece.end)
+            track.slots(at // chunk * chunk if chunk else 0, at + 1)
             for piece, track in zip(self._pieces, tracks, strict=True)
             if track is not None
+            for at in range(piece.start, piece.end)
         ]
         fresh = torch.cat([own[-1:] for own in slots])
         temperature = None if self.temperature is None else self.temperature.flatten()

@@ -86,23 +86,27 @@ def test_without_a_compiler_torch_does_it(plain_lm, monkeypatch):
 
 
 class Watch:
-    """Computes every step of one token a sequence twice: as it is, and with torch alone."""
+    """Computes every short step twice: as it is, and with torch alone."""
 
     def __init__(self, monkeypatch) -> None:
-        self.steps: list[tuple] = []  # ids of each row, fused hidden and routes, torch's
+        self.steps: list[tuple] = []  # ids up to each row, fused hidden and routes, torch's
         self.fused: list[int] = []  # blocks that each of these steps fused
         run, fuse = Runner.run, Native._fuse
         monkeypatch.setattr(Native, "_fuse", lambda own: self._note(fuse(own)))
 
         def both(runner, pieces):
-            if any(len(piece.tokens) > 1 for piece in pieces):
+            if sum(len(piece.tokens) for piece in pieces) > MOST_TOKENS:
                 return run(runner, pieces)
             own, runner._native = runner._native, Native(decoder_of(runner.model))
             runner._native.fits = False
             theirs = run(runner, pieces)
             runner._native = own
             got = run(runner, pieces)
-            rows = [torch.tensor([piece.sequence.ids[: piece.end]]) for piece in pieces]
+            rows = [
+                torch.tensor([piece.sequence.ids[: at + 1]])
+                for piece in pieces
+                for at in range(piece.start, piece.end)
+            ]
             self.steps.append((rows, *got, *theirs))
             return got
 
@@ -128,6 +132,7 @@ def test_fused_blocks_compute_what_the_model_does(make_lm, variant, monkeypatch)
     layers = lm.config.text.num_hidden_layers
     assert len(watch.steps) > 12
     assert watch.fused == [layers] * len(watch.steps)
+    assert any(len(rows) == 9 for rows, *_ in watch.steps)  # a prompt, over the edge of a chunk
     for _, got, routes, want, their_routes in watch.steps:
         assert (got - want).abs().max() <= 1e-5 * want.abs().max()
         assert torch.equal(routes, their_routes)
