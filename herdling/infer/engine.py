@@ -89,6 +89,9 @@ class Engine:
         self._memory, self._max_running = memory, max_running
         self._step_tokens, self._reuse = step_tokens, reuse
         self._kv, self._layers = kv, layers_of(model.config.text, kv)
+        least = 3 * self._layers.page_bytes(next(model.parameters()).dtype)
+        if memory is not None and memory < least:  # said now, not with the first request
+            raise ConfigError(f"memory is {memory} bytes; the cache needs at least {least}")
         self._drafter, self._costs = drafter, None
         if drafter is not None:
             width = next(model.parameters()).element_size()

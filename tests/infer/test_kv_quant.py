@@ -193,8 +193,10 @@ def test_smaller_than_bfloat16(kv, least):
 def test_refusals(plain_lm):
     with pytest.raises(ConfigError, match="kv is 'int3'; use plain, int8, int4, mixed"):
         Engine(plain_lm.model, plain_lm.tokenizer, kv="int3")
-    engine = Engine(plain_lm.model, plain_lm.tokenizer, kv="int4", memory=100)
-    with pytest.raises(ConfigError, match=r"memory is 100 bytes; .* for 64 running requests needs"):
+    engine = Engine(plain_lm.model, plain_lm.tokenizer, kv="int4", memory=10_000)
+    with pytest.raises(
+        ConfigError, match=r"memory is 10000 bytes; .* for 64 running requests needs"
+    ):
         engine.stats()
 
 

@@ -232,7 +232,7 @@ def test_memory_too_small_is_said_at_once(plain_lm):
     with pytest.raises(InputError, match=r"need .* MiB of cache, .* MiB are there"):
         engine.add(replace(prompt(plain_lm, 9), max_tokens=200))
     with pytest.raises(ConfigError, match="memory is 10 bytes; the cache needs at least"):
-        Engine(plain_lm.model, plain_lm.tokenizer, memory=10).stats()
+        Engine(plain_lm.model, plain_lm.tokenizer, memory=10)
 
 
 def test_memory_is_kept_while_many_run(plain_lm, alone):
