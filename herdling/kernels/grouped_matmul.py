@@ -6,8 +6,15 @@ backward writes each expert's gradient once, in place, into one tensor the size 
 (indexing `w[e]` under autograd would make a full-size zero tensor per expert instead). On CUDA in
 bfloat16 it is one grouped launch a matrix and no synchronisation with the host.
 
+`dispatched` and `grouped_matmul` are the same steps one by one, for whoever puts something between them
+(adapters, casts to fewer bits).
+
 Shape letters: N tokens, k experts a token, M = N * k routed rows, E experts, D model, F expert width.
 """
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -21,19 +28,59 @@ def routed_experts(
 
     x (N, D); chosen (N, k) int64; scores (N, k); gate_up (E, D, 2F); down (E, F, D) -> (N, D).
     """
+
+    def swiglu(rows: Tensor, groups: Groups) -> Tensor:
+        return grouped_swiglu(rows, groups.counts, gate_up, down)
+
+    return dispatched(x, chosen, scores, gate_up.shape[0], swiglu)
+
+
+def dispatched(
+    x: Tensor,
+    chosen: Tensor,
+    scores: Tensor,
+    experts: int,
+    body: Callable[[Tensor, "Groups"], Tensor],
+) -> Tensor:
+    """Scale, sort by expert, `body`, back to token order, sum over a token's experts.
+
+    x (N, D); chosen (N, k) int64; scores (N, k). `body` maps rows (M, D), sorted by expert, to (M, D).
+    """
     (x,) = autocast(x)
     N, k = chosen.shape
     expert_of_row = chosen.reshape(-1)
     order = expert_of_row.argsort(stable=True)
-    # Not bincount, which waits for the device to learn the largest id.
-    counts = torch.zeros(gate_up.shape[0], dtype=torch.int64, device=x.device)
-    counts.scatter_add_(0, expert_of_row, torch.ones_like(expert_of_row))
     token = order if k == 1 else order // k
     rows = x.index_select(0, token) * scores.reshape(-1, 1).to(x.dtype).index_select(0, order)
-    out = grouped_swiglu(rows, counts, gate_up, down)
+    out = body(rows, Groups(expert_of_row.index_select(0, order), token, experts))
     inverse = torch.empty_like(order).scatter_(0, order, torch.arange(N * k, device=order.device))
     out = out.index_select(0, inverse)  # token-major again
     return out if k == 1 else out.view(N, k, -1).sum(1)
+
+
+Span = tuple[int, int, int]
+"""(expert, first row, end row)."""
+
+
+class Groups:
+    """Whose the rows are that are sorted by expert, and how many belong to each."""
+
+    def __init__(self, expert: Tensor, token: Tensor, experts: int) -> None:
+        """Of every row its expert, ascending, and its token: (M,) int64."""
+        self.expert, self.token = expert, token
+        # Not bincount, which waits for the device to learn the largest id.
+        self.counts = torch.zeros(experts, dtype=torch.int64, device=expert.device)
+        self.counts.scatter_add_(0, expert, torch.ones_like(expert))
+
+    @cached_property
+    def spans(self) -> list[Span]:
+        """(expert, first row, end row) of every expert that has rows; waits for the device."""
+        return _spans(self.counts.tolist())
+
+    @cached_property
+    def ends(self) -> Tensor:
+        """(E,) int32: the row after each expert's last."""
+        return self.counts.cumsum(0).to(torch.int32)
 
 
 def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -57,7 +104,7 @@ def grouped_swiglu(rows: Tensor, counts: Tensor, gate_up: Tensor, down: Tensor) 
     return _GroupedSwiGLU.apply(rows, counts.tolist(), gate_up, down)
 
 
-def _spans(counts: list[int]) -> list[tuple[int, int, int]]:
+def _spans(counts: list[int]) -> list[Span]:
     """(expert, first row, end row) of every expert that has rows."""
     spans, start = [], 0
     for expert, count in enumerate(counts):
@@ -128,3 +175,73 @@ def _gradient_like(weight: Tensor, spans: list[tuple[int, int, int]]) -> Tensor:
         if e not in chosen:
             grad[e].zero_()
     return grad
+
+
+class Matrices(Protocol):
+    """A matrix for each expert that is made when asked for: quantized ones are such."""
+
+    @property
+    def shape(self) -> torch.Size:
+        """(E, in, out)"""
+        ...
+
+    def __getitem__(self, expert: int, /) -> Tensor:
+        """(in, out)"""
+        ...
+
+
+def grouped_matmul(rows: Tensor, groups: Groups, weight: Tensor | Matrices) -> Tensor:
+    """Each row times its expert's matrix: rows (M, in), weight (E, in, out) -> (M, out).
+
+    A weight of another type is cast expert by expert. A gradient goes only where one is wanted, so a
+    frozen weight costs none; of `Matrices` one is held at a time, in the backward too.
+    """
+    if not isinstance(weight, Tensor):
+        return _GroupedMatrices.apply(rows, groups.spans, weight)
+    # The grouped launch takes rows of whole 16 bytes.
+    if rows.is_cuda and rows.dtype == torch.bfloat16 and not any(n % 8 for n in weight.shape[1:]):
+        return F.grouped_mm(rows, weight.to(rows.dtype), offs=groups.ends)
+    return _GroupedMatmul.apply(rows, groups.spans, weight)
+
+
+class _GroupedMatmul(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows: Tensor, spans: list[Span], weight: Tensor) -> Tensor:
+        out = rows.new_empty(rows.shape[0], weight.shape[2])
+        for e, a, b in spans:
+            torch.mm(rows[a:b], weight[e].to(rows.dtype), out=out[a:b])
+        ctx.save_for_backward(rows, weight)
+        ctx.spans = spans
+        return out
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        rows, weight = ctx.saved_tensors
+        want_rows, _, want_weight = ctx.needs_input_grad
+        grad = grad.contiguous()
+        d_rows = torch.empty_like(rows) if want_rows else None
+        d_weight = _gradient_like(weight, ctx.spans) if want_weight else None
+        for e, a, b in ctx.spans:
+            if d_rows is not None:
+                torch.mm(grad[a:b], weight[e].to(grad.dtype).t(), out=d_rows[a:b])
+            if d_weight is not None:
+                _product_into(d_weight[e], rows[a:b].t(), grad[a:b])
+        return d_rows, None, d_weight
+
+
+class _GroupedMatrices(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows: Tensor, spans: list[Span], weight: Matrices) -> Tensor:
+        out = rows.new_empty(rows.shape[0], weight.shape[2])
+        for e, a, b in spans:
+            torch.mm(rows[a:b], weight[e].to(rows.dtype), out=out[a:b])
+        ctx.weight, ctx.spans = weight, spans
+        return out
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        grad = grad.contiguous()
+        d_rows = grad.new_empty(grad.shape[0], ctx.weight.shape[1])
+        for e, a, b in ctx.spans:
+            torch.mm(grad[a:b], ctx.weight[e].to(grad.dtype).t(), out=d_rows[a:b])
+        return d_rows, None, None

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from herdling.kernels.grouped_matmul import routed_experts
+from herdling.kernels.grouped_matmul import Groups, dispatched, grouped_matmul, routed_experts
 from herdling.kernels.reference import experts_dense
 
 # Largest difference over the largest value. bf16 keeps 8 bits and the two orders of rounding
@@ -110,3 +110,41 @@ def test_grouped_launch_on_cuda(k):
         torch.autograd.grad((out * weight).sum(), leaves)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+class OneByOne:
+    """A matrix for each expert, made when asked for; counts how many are asked for."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        self.weight, self.made = weight, 0
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.weight.shape
+
+    def __getitem__(self, expert: int) -> torch.Tensor:
+        self.made += 1
+        return self.weight[expert].detach().clone()
+
+
+def test_the_steps_one_by_one_are_the_whole():
+    """`dispatched` around two `grouped_matmul`, of tensors and of matrices made when asked for."""
+    leaves, chosen, weight = operands(37, 8, 2, torch.float64, only=5)
+    x, scores, gate_up, down = leaves
+    want = both(leaves, chosen, weight)[0]
+
+    def swiglu(first, second):
+        def body(rows: torch.Tensor, groups: Groups) -> torch.Tensor:
+            gate, up = grouped_matmul(rows, groups, first).chunk(2, -1)
+            return grouped_matmul(torch.nn.functional.silu(gate) * up, groups, second)
+
+        return dispatched(x, chosen, scores, 8, body)
+
+    out = swiglu(gate_up, down)
+    got = [out, *torch.autograd.grad((out * weight).sum(), leaves)]
+    assert_near(got, want, torch.float64)
+    lazy = OneByOne(gate_up), OneByOne(down)
+    out = swiglu(*lazy)
+    got = [out, *torch.autograd.grad((out * weight).sum(), [x, scores])]
+    assert_near(got, want[:3], torch.float64)
+    assert [m.made for m in lazy] == [10, 10]  # five experts with rows, forward and backward
