@@ -3,7 +3,8 @@
     score = evaluate(lm, create("read_number"), items=200)
     score.accuracy, score.low, score.high, score.chance
 
-Replies are greedy and batched. Left out: several tries per item, and partial credit by a judge.
+Replies are greedy and batched. A task with tools is played to its end: calls are answered until a
+reply has none. Left out: several tries per item, and partial credit by a judge.
 """
 
 import math
@@ -13,7 +14,12 @@ from typing import Any
 
 from herdling.errors import ConfigError
 from herdling.infer.lm import LM
-from herdling.tasks.base import Item, Task
+from herdling.infer.request import Completion
+from herdling.inputs import chat
+from herdling.tasks.base import Item, MultiTurn, Task
+
+MOST_TURNS = 4
+"""Replies to one item, calls of tools included."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,7 @@ def evaluate(
         raise ConfigError(f"items is {items}; it must be at least 1")
     start = time.perf_counter()
     asked = [task.item(i, split) for i in range(items)]
-    replies = lm.generate([lm.render(item.messages) for item in asked], max_tokens=max_tokens)
+    replies = _play(lm, task, asked, max_tokens)
     samples = [
         Sample(item, reply.text, task.grade(item, reply.text))
         for item, reply in zip(asked, replies, strict=True)
@@ -93,6 +99,26 @@ def evaluate(
     cut = sum(reply.finish_reason == "length" for reply in replies)
     seconds = time.perf_counter() - start
     return Score(task.name, items, accuracy, low, high, task.chance, cut, seconds, samples[:keep])
+
+
+def _play(lm: LM, task: Task, asked: list[Item], max_tokens: int) -> list[Completion]:
+    """The last reply to each item."""
+    talks = [list(item.messages) for item in asked]
+    last: dict[int, Completion] = {}
+    going = list(range(len(asked)))
+    for _ in range(MOST_TURNS):
+        prompts = [lm.render(talks[i], tools=asked[i].tools) for i in going]
+        last.update(zip(going, lm.generate(prompts, max_tokens=max_tokens), strict=True))
+        again = []
+        for i in going:
+            if asked[i].tools and isinstance(task, MultiTurn):
+                said = chat.parse(last[i].text)
+                if said["tool_calls"]:
+                    talks[i] += [said, *task.respond(asked[i], [*talks[i], said])]
+                    again.append(i)
+        if not (going := again):
+            break
+    return [last[i] for i in range(len(asked))]
 
 
 def wilson(share: float, count: int, z: float = 1.959964) -> tuple[float, float]:

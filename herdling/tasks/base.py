@@ -17,11 +17,15 @@ its items are drawn with `herdling.data.split.draw`, so no test item is ever a t
 
         def grade(self, item: Item, reply: str) -> float:
             return exact(item.answer, reply)
+
+A task whose model may call tools also has `respond`, and its items `tools` and `turns`: see
+`herdling.tasks.tools` and the calculator.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from PIL import Image
 
@@ -41,6 +45,14 @@ class Item:
     """0 (easiest of the task) to 1 (hardest)."""
     key: str
     """The content whose hash decided the split: items of two splits never share one."""
+    tools: tuple[dict[str, Any], ...] = ()
+    """OpenAI function schemas of what the model may call."""
+    turns: tuple[dict[str, Any], ...] = ()
+    """One good way from `messages` to the answer: assistant turns with tool_calls, and results."""
+
+    def conversation(self) -> list[dict[str, Any]]:
+        """The whole of it as training data: the question, the turns between, the answer."""
+        return [*self.messages, *self.turns, {"role": "assistant", "content": self.answer}]
 
 
 class Task(Protocol):
@@ -56,6 +68,21 @@ class Task(Protocol):
 
     def grade(self, item: Item, reply: str) -> float:
         """0 to 1; never raises, whatever the reply holds."""
+        ...
+
+
+@runtime_checkable
+class MultiTurn(Protocol):
+    """What a task has besides when its model may call tools before it answers.
+
+    The last reply, the first without a call, is graded.
+    """
+
+    def respond(self, item: Item, messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The tool messages that follow a conversation which ends with tool_calls.
+
+        A pure function that never raises: what is wrong with a call is said in its result.
+        """
         ...
 
 

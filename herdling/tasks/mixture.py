@@ -15,11 +15,11 @@ from herdling.data.record_source import illustrated, joined
 from herdling.data.sources import Example
 from herdling.data.spec import Maker, Opening, Weighted
 from herdling.errors import ConfigError
-from herdling.inputs import chat
+from herdling.inputs import chat, tool_calls
 from herdling.inputs.images import ImageProcessor
 from herdling.inputs.tokenizer import Tokenizer
 from herdling.tasks.base import Item, Task
-from herdling.tasks.registry import IMAGE_TASKS, TASKS, TEXT_TASKS, create
+from herdling.tasks.registry import IMAGE_TASKS, TASKS, create
 
 Form = Literal["chat", "document"]
 
@@ -27,8 +27,9 @@ Form = Literal["chat", "document"]
 class TaskSource:
     """Endless examples of one task.
 
-    In 'chat' form a conversation with loss on the answer alone; in 'document' form the images, the
-    question, a line end and the answer, with loss on all text.
+    In 'chat' form a conversation with loss on all that the assistant says, calls of tools included;
+    in 'document' form the images, then question, calls, results and answer, a line each, with loss on
+    all text.
     """
 
     size: int | None = None
@@ -54,10 +55,10 @@ class TaskSource:
             text, pictures = _plain(item)
             ids = self._tok.encode(text)
             return illustrated(pictures, ids, self._tok, self._processor, self.name)
-        answer = {"role": "assistant", "content": item.answer}
         rendered = chat.render(
-            [*item.messages, answer],
+            item.conversation(),
             self._tok,
+            tools=item.tools,
             add_generation_prompt=False,
             processor=self._processor,
         )
@@ -83,7 +84,8 @@ def _one(name: str, form: Form, opening: Opening) -> Weighted:
 
 
 def _all(form: Form, opening: Opening) -> Weighted:
-    names = TEXT_TASKS if opening.processor is None else TASKS
+    blind = opening.processor is None
+    names = [name for name in TASKS if not (blind and name in IMAGE_TASKS)]
     return [made for name in names for made in _one(name, form, opening)]
 
 
@@ -91,11 +93,16 @@ def _plain(item: Item) -> tuple[str, list[Image.Image]]:
     """The text of all turns and the answer, a line each, and the pictures in order."""
     lines: list[str] = []
     pictures: list[Image.Image] = []
-    for message in item.messages:
-        content = message["content"]
+    for message in item.conversation():
+        content = message.get("content") or []
         parts: list[dict[str, Any]] = (
             [{"type": "text", "text": content}] if isinstance(content, str) else content
         )
         lines += [part["text"] for part in parts if part["type"] == "text"]
         pictures += [part["image"] for part in parts if part["type"] == "image"]
-    return "\n".join([*lines, item.answer]), pictures
+        if calls := message.get("tool_calls"):
+            functions = [call["function"] for call in calls]
+            lines.append(
+                tool_calls.write([(f["name"], f["arguments"]) for f in functions], "pythonic")
+            )
+    return "\n".join(lines), pictures

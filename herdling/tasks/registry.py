@@ -27,7 +27,12 @@ TEXT_TASKS: dict[str, str] = {
     "sorting": "sorting:Sorting",
     "strings": "strings:Strings",
 }
-TASKS: dict[str, str] = IMAGE_TASKS | TEXT_TASKS
+TOOL_TASKS: dict[str, str] = {
+    "calculator": "calculator:Calculator",
+    "search": "search:Search",
+}
+"""Tasks of several turns: the model calls a tool, reads its result, and answers."""
+TASKS: dict[str, str] = IMAGE_TASKS | TEXT_TASKS | TOOL_TASKS
 """Name of the task -> 'module:Class' below `herdling.tasks`."""
 
 
