@@ -2,13 +2,15 @@
 
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 import transformers
 from transformers import Llama4Config, Llama4ForCausalLM, Llama4ForConditionalGeneration
 
-from herdling.model.config import ModelConfig
+from herdling.model.config import ModelConfig, preset
+from herdling.model.init import initialize
 from herdling.model.llama import LanguageModel, build
 
 transformers.logging.set_verbosity_error()
@@ -105,5 +107,19 @@ def image_batch() -> Callable[[list[list[int]], int], tuple[torch.Tensor, torch.
             assert at <= length, "the toy sequence is too short for its images"
         total = sum(sum(images) for images in rows)
         return ids, torch.randn(total, 3, TILE, TILE, generator=generator)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_model() -> Callable[..., LanguageModel]:
+    """make_model(vision=False, **text fields): nano, half of its layers with experts."""
+
+    def make(vision: bool = False, seed: int = 3, **fields) -> LanguageModel:
+        small = dict(attention_chunk_size=8, floor_scale=4, interleave_moe_layer_step=2)
+        config = preset("nano", vision=vision, vocab_size=320, **{**small, **fields})
+        if vision:
+            config = replace(config, image_token_index=319)
+        return initialize(build(config), seed=seed, std=0.12).eval()
 
     return make

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from herdling.errors import ConfigError, InputError
 from herdling.lora.config import LoraConfig
 from herdling.lora.layers import ADAPTED, PLAIN, Factors, LoraExperts, LoraHead, LoraLinear
-from herdling.lora.sites import Site, select, weight_of
+from herdling.model.sites import Site, select, weight_of
 
 Active = list[tuple[str, Tensor | None]]
 """Keys of the adapters in use, with the tokens that use each (None: all)."""

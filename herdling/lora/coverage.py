@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from herdling.lora.adapters import of
-from herdling.lora.sites import KINDS, kind_of, sites, weight_of
+from herdling.model.sites import KINDS, kind_of, sites, weight_of
 
 
 @dataclass(frozen=True)

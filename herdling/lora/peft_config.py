@@ -14,7 +14,7 @@ from torch import nn
 
 from herdling.errors import CheckpointError
 from herdling.lora.layers import Factors
-from herdling.lora.sites import Site, sites
+from herdling.model.sites import Site, sites
 
 WRITTEN_AS = "0.19.0"
 """The first peft that lays experts out as we write them (see `peft_folder`)."""

@@ -30,7 +30,7 @@ from herdling.files import atomic_folder, read_json, recover_folder, write_json
 from herdling.lora.adapters import Adapters, of
 from herdling.lora.layers import Factors
 from herdling.lora.peft_config import PeftConfig, Target, to_peft
-from herdling.lora.sites import Site, weight_of
+from herdling.model.sites import Site, weight_of
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."

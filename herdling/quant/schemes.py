@@ -2,7 +2,7 @@
 
     scheme("w4a8"), scheme("mxfp4"), scheme("meta-int4"), scheme("int4_g128", divisor=8)
 
-Kinds are those of adapters (`lora.sites`). Norms and embeddings are no products, the router decides on
+Kinds are those of adapters (`model.sites`). Norms and embeddings are no products, the router decides on
 differences of logits, the encoder of pictures is small: all stay as they are.
 """
 

@@ -1,7 +1,6 @@
 """Toy models with adapters whose factors are far from zero."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 import torch
@@ -9,25 +8,8 @@ from torch import nn
 
 from herdling import lora
 from herdling.lora import LoraConfig
-from herdling.model.config import preset
-from herdling.model.init import initialize
-from herdling.model.llama import LanguageModel, build
 
 EVERYTHING = ("all", "router")
-
-
-@pytest.fixture(scope="session")
-def make_model() -> Callable[..., LanguageModel]:
-    """make_model(vision=False, **text fields): nano, half of its layers with experts."""
-
-    def make(vision: bool = False, seed: int = 3, **fields) -> LanguageModel:
-        small = dict(attention_chunk_size=8, floor_scale=4, interleave_moe_layer_step=2)
-        config = preset("nano", vision=vision, vocab_size=320, **{**small, **fields})
-        if vision:
-            config = replace(config, image_token_index=319)
-        return initialize(build(config), seed=seed, std=0.12).eval()
-
-    return make
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from herdling import lora
 from herdling.errors import ConfigError, InputError
 from herdling.kernels.cross_entropy import log_probs
 from herdling.lora import LoraConfig
-from herdling.lora.sites import sites, weight_of
+from herdling.model.sites import sites, weight_of
 from herdling.train.losses import next_token
 
 VARIANTS = {"scout": {}, "top2": dict(num_experts_per_tok=2), "all-moe": dict(interleave_moe_layer_step=1)}  # fmt: skip

@@ -2,7 +2,7 @@
 
 from herdling import lora
 from herdling.lora import LoraConfig, coverage, table
-from herdling.lora.sites import KINDS
+from herdling.model.sites import KINDS
 
 
 def test_a_row_for_each_kind_with_what_is_trained(make_model):

@@ -4,7 +4,7 @@ python -m pytest tests/lora/test_peft_config.py
 """
 
 from herdling.lora.peft_config import PeftConfig, shortest, to_peft
-from herdling.lora.sites import select
+from herdling.model.sites import select
 
 NAMES = ["a.0.attn.q", "a.1.attn.q", "a.1.mlp.q", "vision.a.0.attn.q", "a.1.mlp.up"]
 

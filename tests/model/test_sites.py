@@ -1,9 +1,9 @@
-"""python -m pytest tests/lora/test_sites.py"""
+"""python -m pytest tests/model/test_sites.py"""
 
 import pytest
 
 from herdling.errors import ConfigError
-from herdling.lora.sites import KINDS, kind_of, select, sites
+from herdling.model.sites import KINDS, kind_of, select, sites
 
 
 def test_every_matrix_of_a_product_is_a_site_of_a_kind(make_model):

@@ -1,4 +1,4 @@
-"""The matrices of a model that an adapter may change, by kind, and how they are chosen.
+"""The matrices of a model that adapters and formats may change, by kind, and how they are chosen.
 
     select(model, ("attention", "experts"))     # kinds
     select(model, ("*.layers.0.*",))            # patterns over names, the router only if they name it
@@ -86,14 +86,16 @@ _PARTS = (
 )
 
 
-def select(model: nn.Module, targets: Sequence[str]) -> list[Site]:
-    """The sites that kinds or patterns name; ConfigError for one that matches nothing."""
+def select(model: nn.Module, targets: Sequence[str], who: str = "lora") -> list[Site]:
+    """The sites that kinds or patterns name; ConfigError, told by `who`, for one that matches nothing."""
     known = sites(model)
     chosen: set[Site] = set()
     for target in targets:
         matched = [site for site in known if _matches(site, target)]
         if not matched:
-            raise ConfigError(f"lora target {target!r} matches nothing; {_existing(known, target)}")
+            raise ConfigError(
+                f"{who} target {target!r} matches nothing; {_existing(known, target)}"
+            )
         chosen.update(matched)
     return [site for site in known if site in chosen]
 
