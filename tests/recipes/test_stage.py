@@ -31,7 +31,8 @@ from herdling.inputs.tokenizer import Tokenizer
 from herdling.metrics import METRICS, read
 from herdling.optim.adamw import AdamWConfig
 from herdling.optim.schedule import Schedule
-from herdling.recipes import pretrain, sft, stage
+from herdling.recipes import pretrain, sft
+from herdling.recipes.start import start
 from herdling.train.health import RoutingConfig
 from herdling.train.state import CheckpointConfig
 
@@ -194,11 +195,8 @@ def test_another_tokenizer_must_fit_the_model_at_the_start(base, tmp_path):
     Tokenizer.train(embedded.texts(limit=200_000), 700, "compact").save(big)
     Tokenizer.train(embedded.texts(limit=200_000), 400, "compact").save(other)
     for tokenizer, message in ((big, "has 700 ids"), (other, "image_token_index is")):
-        config = pretrain.Config(
-            model=str(base / "model"), tokenizer=tokenizer, out=tmp_path / "run", steps=1
-        )
         with pytest.raises(ConfigError, match=message):
-            stage.start(config)
+            start(str(base / "model"), tokenizer, name="run")
 
 
 def test_the_card_names_the_hub_only_where_the_model_came_from_it(base, tmp_path, monkeypatch):
@@ -253,18 +251,15 @@ def test_pictures_are_cut_as_the_model_folder_says(base, tmp_path):
     (folder / "processor_config.json").unlink()
     pixels = json.loads((folder / "preprocessor_config.json").read_text())
     (folder / "preprocessor_config.json").write_text(json.dumps(pixels | {"max_patches": 3}))
-    begun = stage.start(pretrain.Config(model=str(folder), out=tmp_path / "run", steps=1))
+    begun = start(str(folder), name="run")
     assert begun.processor is not None
     assert begun.processor.max_tiles == 3
     assert begun.processor == herdling.load(folder).processor
 
 
 def test_a_text_model_has_no_processor_whatever_files_lie_there(tokenizer, tmp_path):
-    config = pretrain.Config(
-        model="nano", vision=False, tokenizer=tokenizer, out=tmp_path / "run", steps=1
-    )
-    begun = stage.start(config)
+    begun = start("nano", tokenizer, name="run", vision=False)
     lm = LM(begun.model, begun.tok)
     herdling.save(lm, tmp_path / "model")
     ImageProcessor().save(tmp_path / "model")
-    assert stage.start(replace(config, model=str(tmp_path / "model"))).processor is None
+    assert start(str(tmp_path / "model"), name="run").processor is None

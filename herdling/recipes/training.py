@@ -1,0 +1,211 @@
+"""What every training recipe shares, whatever it trains on: a model in, one call of the loop, a model out.
+
+    run = Run(config, "dpo")                        # opens the model, attaches --lora
+    run.fit(batches, loss, hooks=[Every(...)])      # trains; resumes exactly with --resume
+    run.save(data=["preferences"])                  # OUT/model, and OUT/adapter with --lora
+
+    RUN/config.yaml      the resolved settings     RUN/metrics.jsonl   loss, loads, held-out figures
+    RUN/checkpoints/     for --resume              RUN/model/          the result, a model folder
+    RUN/adapter/         with --lora: the adapter alone, which is merged in model/
+
+A recipe adds its batches, its loss and its hooks; what else is to be done to the model (another
+precision, another format of the weights) happens between these calls.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from herdling import config as settings
+from herdling import distributed, lora
+from herdling.checkpoint import Card, save_model
+from herdling.checkpoint.card import NOTICE
+from herdling.checkpoint.save import check_target
+from herdling.errors import ConfigError
+from herdling.inputs.image_processor import ImageProcessor
+from herdling.inputs.tokenizer import Tokenizer
+from herdling.model.llama import LanguageModel
+from herdling.optim import adamw
+from herdling.optim.adamw import AdamWConfig
+from herdling.optim.schedule import Schedule
+from herdling.recipes.start import is_preset, start
+from herdling.train import rng
+from herdling.train.health import Routing, RoutingConfig
+from herdling.train.loop import Batches, Every, Loss, fit, make_accelerator
+from herdling.train.losses import Batch, target_tokens
+from herdling.train.state import CheckpointConfig, State
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """The settings of any training run."""
+
+    model: str
+    """A model folder, a hub name, or a preset (nano, tiny, small, base) to start from random weights."""
+    out: Path
+    """Folder of the run."""
+    steps: int
+    """Optimizer steps in all."""
+    tokenizer: Path | None = None
+    """Tokenizer folder; needed with a preset, else the model's own."""
+    vision: bool = True
+    """Whether a model made from a preset sees pictures."""
+    accumulation: int = 1
+    """Micro-batches in an optimizer step."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Type of the matrix products; the weights stay float32."""
+    optimizer: AdamWConfig = field(default_factory=AdamWConfig)
+    """How the weights move."""
+    schedule: Schedule = field(default_factory=Schedule)
+    """The learning rate over the run."""
+    routing: RoutingConfig = field(default_factory=RoutingConfig)
+    """How experts are kept busy."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """When the run is saved."""
+    lora: str | None = None
+    """Train an adapter in place of the weights, such as r=16,alpha=32,targets=attention+experts."""
+    seed: int = 0
+    """Decides weights and data order; the same seed gives the same run."""
+    resume: bool = False
+    """Go on from the latest checkpoint in OUT."""
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "steps", "accumulation")
+        if self.lora is not None:
+            lora.LoraConfig.parse(self.lora)
+            if is_preset(self.model):
+                raise ConfigError(
+                    f"--lora needs a trained model, and --model {self.model} starts from random "
+                    "weights; remedy: --model FOLDER"
+                )
+
+
+def at_least_one(config: Training, *names: str) -> None:
+    """Raise ConfigError for a setting of these that is below 1."""
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ConfigError(f"{name} is {getattr(config, name)}; it must be at least 1")
+
+
+def identity(config: Training) -> dict[str, Any]:
+    """The settings that a resumed run must share with its beginning: all but where and when.
+
+    Folders may have moved: the weights come from the checkpoint, and a loader that reads other tokens
+    than before says so itself.
+    """
+    anywhere = {"out", "resume", "tokenizer", *(() if is_preset(config.model) else ("model",))}
+    return {
+        name: value
+        for name, value in settings.flat(config).items()
+        if name not in anywhere and not name.startswith("checkpoint.")
+    }
+
+
+class Run:
+    """One training run from its start to its model folder; see the head of this file.
+
+    `prepare` changes the opened model before an adapter is attached to it (weights in four bits, say).
+    Raises ConfigError where OUT holds a run that this one may not go on, before anything is touched.
+    """
+
+    def __init__(
+        self,
+        config: Training,
+        name: str,
+        *,
+        prepare: Callable[[LanguageModel], object] | None = None,
+    ) -> None:
+        self.config, self.name = config, name
+        self.state = State(  # first: a run that may not go on touches nothing
+            config.out,
+            resume=config.resume,
+            title=name,
+            config=config.checkpoint,
+            identity=identity(config),
+        )
+        check_target(config.out / "model")  # before the work, not after it
+        rng.seed(config.seed)
+        self.accelerator = make_accelerator(config.precision, config.accumulation)
+        begun = start(
+            config.model,
+            config.tokenizer,
+            name=config.out.name,
+            vision=config.vision,
+            seed=config.seed,
+        )
+        self.model: LanguageModel = begun.model
+        self.tok: Tokenizer = begun.tok
+        self.processor: ImageProcessor | None = begun.processor
+        """None for a model without vision."""
+        self.card: Card = begun.card
+        self.hub = begun.hub
+        if prepare is not None:
+            prepare(self.model)
+        if config.lora is not None:
+            lora.check_target(config.out / "adapter")
+            lora.attach(self.model, lora.LoraConfig.parse(config.lora), seed=config.seed)
+            if distributed.is_main():
+                print(lora.table(self.model))
+
+    def fit(
+        self,
+        batches: Batches,
+        loss: Loss,
+        *,
+        hooks: Sequence[Every] = (),
+        weight: Callable[[Batch], float] = target_tokens,
+    ) -> State:
+        """Train on `batches` as `train.loop.fit` does; the state holds step, tokens and metrics."""
+        config = self.config
+        optimizer = adamw.build(self.model, config.optimizer)
+        if config.lora is not None:
+            lora.spare_idle_experts(optimizer, self.model)
+        if distributed.is_main():
+            settings.save(config, config.out / "config.yaml")
+        return fit(
+            self.model,
+            optimizer,
+            batches,
+            loss,
+            schedule=config.schedule,
+            steps=config.steps,
+            hooks=hooks,
+            accelerator=self.accelerator,
+            state=self.state,
+            routing=Routing(self.model, config.routing),
+            weight=weight,
+        )
+
+    def save(self, data: Sequence[str], note: str = "") -> LanguageModel:
+        """Write OUT/model (an adapter merged) and OUT/adapter; `data` and `note` go into the card."""
+        config, out = self.config, self.config.out
+        notes = [f"{self.state.step} steps, {self.state.tokens} tokens"]
+        notes += [note] if note else []
+        notes += [] if config.lora is None else [f"LoRA {config.lora} merged"]
+        card = self.card.after(
+            self.name,
+            name=out.resolve().name,
+            source=config.model,
+            data=list(data),
+            hub=self.hub,
+            note=", ".join(notes),
+        )
+        if config.lora is not None:
+            if distributed.is_main():
+                self._save_adapter(card)
+            lora.merge(self.model)
+        if distributed.is_main():
+            shape = self.model.config
+            save_model(self.model, shape, out / "model", self.tok, self.processor, card=card)
+            print(f"{out / 'model'}: trained on {self.state.tokens:,} tokens")
+        return self.model
+
+    def _save_adapter(self, card: Card) -> None:
+        base, duties = self.config.model, card.duties()
+        how = f"Trained by `herdling {self.name}`, {self.state.step} steps."
+        about = lora.readme(
+            self.model, card.title, base, how=how, on_hub=bool(self.hub), duties=duties
+        )
+        files = {"README.md": about} | ({"NOTICE": NOTICE + "\n"} if duties else {})
+        lora.save(self.model, self.config.out / "adapter", base=base, files=files)
