@@ -223,7 +223,7 @@ class Engine:
         """Note the experts of the piece's positions below `end`, where they are wanted."""
         if piece.sequence.request.want_experts and routes is not None:
             mine = routes[:, rows.start : rows.start + end - piece.start]
-            piece.sequence.routes.append(mine.transpose(0, 1).to(torch.int16).cpu())
+            piece.sequence.memory.routes.append(mine.transpose(0, 1).to(torch.int16).cpu())
 
     def _sample(
         self, ready: Sequence[tuple[Piece, slice]], hidden: Tensor, routes: Tensor | None

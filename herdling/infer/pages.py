@@ -123,6 +123,7 @@ class Pages:
         self._holders = [0] * (count + 1)
         self._digest: dict[int, bytes] = {}
         self._known: dict[bytes, int] = {}
+        self._routes: dict[bytes, Tensor] = {}
         self._idle: OrderedDict[int, None] = (
             OrderedDict()
         )  # known pages without holder, oldest first
@@ -146,7 +147,9 @@ class Pages:
             page = self._free.pop() if local else self._free.popleft()
         else:
             page, _ = self._idle.popitem(last=False)
-            del self._known[self._digest.pop(page)]
+            digest = self._digest.pop(page)
+            del self._known[digest]
+            self._routes.pop(digest, None)
         self._holders[page] = 1
         return page
 
@@ -164,6 +167,15 @@ class Pages:
         if digest not in self._known and page not in self._digest:
             self._known[digest] = page
             self._digest[page] = digest
+
+    def note(self, digest: bytes, routes: Tensor) -> None:
+        """Keep the experts (tokens, MoE layers, k) of known content, for as long as it is known."""
+        if digest in self._known:
+            self._routes[digest] = routes
+
+    def noted(self, digest: bytes) -> Tensor | None:
+        """The experts of this content, if they were noted."""
+        return self._routes.get(digest)
 
     def release(self, pages: Iterable[int], local: bool = False) -> None:
         """One holder less for each; the first ones are the first to be forgotten."""
@@ -183,6 +195,7 @@ class Pages:
         self._idle.clear()
         self._known.clear()
         self._digest.clear()
+        self._routes.clear()
 
 
 class Track:

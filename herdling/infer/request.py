@@ -92,8 +92,7 @@ class Completion:
     prompt: list[PromptToken | None] | None = None
     """For each prompt token, where `prompt_logprobs` asked for it; None for the first."""
     experts: Tensor | None = None
-    """(prompt and new tokens that the model read, MoE layers, k) int16, where `want_experts`; -1 for
-    prompt tokens that were cached."""
+    """(prompt and new tokens that the model read, MoE layers, k) int16, where `want_experts`."""
     timings: Timings | None = field(default=None, compare=False)
 
 

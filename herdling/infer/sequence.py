@@ -43,6 +43,8 @@ class Memory:
         self.local = Track(layers.local_tokens, layers.share) if layers.has_local else None
         self.computed = 0
         """Positions whose keys and values are there."""
+        self.routes: list[Tensor] = []
+        """Experts (n, MoE layers, k) int16 of those positions, for a request that wants them."""
         self._named = [0, 0]
 
     def chunk_start(self, position: int) -> int:
@@ -58,13 +60,18 @@ class Memory:
             while track and track.missing(end):
                 track.add(self._pages.take(local=track is self.local))
 
-    def reuse(self, most: int) -> int:
+    def reuse(self, most: int, routes: bool = False) -> int:
         """Hold the pages of the longest prefix that is known, at most `most` tokens; its length.
 
-        A local layer needs only the pages of the chunk in which the prefix ends.
+        A local layer needs only the pages of the chunk in which the prefix ends. With `routes` the
+        prefix goes no further than its experts are known, which are taken along.
         """
-        step = self.whole.tokens if self.whole else self.local.tokens  # type: ignore[union-attr]
+        step, kind = self._step()
         found: list[int] = []
+        noted: list[Tensor] = []
+        while routes and (own := self._routes_at(kind, (len(noted) + 1) * step, most)) is not None:
+            noted.append(own)
+        most = len(noted) * step if routes else most
         while self.whole and (len(found) + 1) * step <= most:
             page = self._pages.find(b"g" + self._chain.at((len(found) + 1) * step))
             if page is None:
@@ -84,7 +91,18 @@ class Memory:
                     track.add(page)
         self.computed = end
         self._named = [end, end]
+        self.routes = noted[:count]
         return end
+
+    def _step(self) -> tuple[int, bytes]:
+        """How long a piece of a prefix is, and the kind of page whose digest it has."""
+        if self.whole:
+            return self.whole.tokens, b"g"
+        assert self.local is not None
+        return self.local.tokens, b"l"
+
+    def _routes_at(self, kind: bytes, end: int, most: int) -> Tensor | None:
+        return self._pages.noted(kind + self._chain.at(end)) if end <= most else None
 
     def _local_pages(self, end: int) -> list[int] | None:
         """Pages of the chunk that `end` stands in, or None if one is not there."""
@@ -122,7 +140,11 @@ class Memory:
                     at = self._named[kind]
                     self._named[kind] = at = at + track.tokens
                     page = track.pages[(at - track.first) // track.tokens - 1]
-                    self._pages.name(page, (b"g", b"l")[kind] + self._chain.at(at))
+                    digest = (b"g", b"l")[kind] + self._chain.at(at)
+                    self._pages.name(page, digest)
+                    if self.routes:
+                        self.routes = [torch.cat(self.routes)]
+                        self._pages.note(digest, self.routes[0][at - track.tokens : at])
         if self.local:
             self._pages.release(self.local.drop_before(self.chunk_start(computed)), local=True)
 
@@ -172,8 +194,6 @@ class Sequence:
         self.cached = 0
         """Prompt tokens that were there when it began."""
         self.prompt_tokens: list[PromptToken | None] = [None]
-        self.routes: list[Tensor] = []
-        """(n, MoE layers, k) of the positions computed, where the request wants them."""
         self._text = StoppingText(tokenizer, request.stop)
         self._pieces: list[str] = []
         self._logprobs: list[float] = []
@@ -198,8 +218,9 @@ class Sequence:
 
     def begin(self, reuse: bool) -> None:
         """Called when it starts, or starts again: take over what is computed already."""
-        scoring = self.request.prompt_logprobs is not None or self.request.want_experts
-        hit = self.memory.reuse(len(self.ids) - 1) if reuse and not scoring else 0
+        hit, self.memory.routes = 0, []
+        if reuse and self.request.prompt_logprobs is None:
+            hit = self.memory.reuse(len(self.ids) - 1, self.request.want_experts)
         if len(self._times) == 1:
             self._times.append(time.perf_counter())
             self.cached = hit
@@ -268,7 +289,7 @@ class Sequence:
             cached_tokens=self.cached,
             top=self._top,
             prompt=self.prompt_tokens if request.prompt_logprobs is not None else None,
-            experts=_joined(self.routes) if request.want_experts else None,
+            experts=_joined(self.memory.routes) if request.want_experts else None,
             timings=self._timings(),
         )
 

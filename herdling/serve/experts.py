@@ -10,15 +10,13 @@ if TYPE_CHECKING:
 def by_token(request: "Request", completion: "Completion", replies: "Replies") -> dict[str, Any]:
     """`{"prompt": [...], "reply": [...]}`, each token with its text and experts per MoE layer.
 
-    `experts` is None for what the model did not read: cached prompt tokens, the reply's last token.
+    `experts` is None for what the model did not read: the reply's last token.
     """
     ids = [*request.ids, *completion.ids]
     routes = [] if completion.experts is None else completion.experts.tolist()  # (T, layers, k)
     rows = []
     for place, id in enumerate(ids):
         route = routes[place] if place < len(routes) else None
-        if route is not None and any(expert < 0 for layer in route for expert in layer):
-            route = None
         rows.append({**_named(id, replies), "experts": route})
     return {"prompt": rows[: len(request.ids)], "reply": rows[len(request.ids) :]}
 

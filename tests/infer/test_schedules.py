@@ -285,7 +285,8 @@ def test_alternatives_of_new_tokens(plain_lm):
 def test_experts_of_every_token(plain_lm):
     lm = plain_lm
     request = replace(mixed(lm)[3], want_experts=True)
-    reply = Engine(lm.model, lm.tokenizer, step_tokens=7).run([mixed(lm)[2], request])[1]
+    engine = Engine(lm.model, lm.tokenizer, step_tokens=7)
+    reply = engine.run([mixed(lm)[2], request])[1]
     chosen = []
     routers = [layer.feed_forward.router for layer in lm.model.language_model.model.layers]
     hooks = [r.register_forward_hook(lambda _, __, out: chosen.append(out[0])) for r in routers]
@@ -295,8 +296,39 @@ def test_experts_of_every_token(plain_lm):
     assert reply.experts is not None
     assert torch.equal(reply.experts.long(), torch.stack(chosen, 1))
     assert not any(r._forward_hooks for r in routers)
-    load = torch.tensor(lm.engine.stats().expert_load)
+    load = torch.tensor(engine.stats().expert_load)
     assert load.shape == (len(routers), lm.config.text.num_local_experts)
+
+
+def test_experts_of_a_shared_beginning_are_known_without_computing_it_again(plain_lm):
+    lm = plain_lm
+    request = replace(prompt(lm, 60), max_tokens=4, want_experts=True)
+    alone = Engine(lm.model, lm.tokenizer, reuse=False).run([request])[0]
+    engine = Engine(lm.model, lm.tokenizer)
+    # Pages that a request without that wish left are computed again, the others are not.
+    assert engine.run([replace(request, want_experts=False)])[0].cached_tokens == 0
+    first, second = (engine.run([request])[0] for _ in range(2))
+    assert (first.cached_tokens, second.cached_tokens) == (0, 48)
+    together = Engine(lm.model, lm.tokenizer).run([request, request])
+    assert together[1].cached_tokens == 48
+    for reply in (first, second, *together):
+        assert reply.ids == alone.ids
+        assert torch.equal(reply.experts, alone.experts)
+        assert reply.experts.shape[0] == len(request.ids) + len(reply.ids) - 1
+
+
+def test_experts_survive_being_put_back_into_the_queue(plain_lm):
+    lm = plain_lm
+    requests = [replace(prompt(lm, 20, i), max_tokens=60, want_experts=True) for i in (1, 2)]
+    alone = [Engine(lm.model, lm.tokenizer).run([request])[0] for request in requests]
+    for reuse in (True, False):
+        engine = Engine(
+            lm.model, lm.tokenizer, memory=9 * page_bytes(lm), step_tokens=16, reuse=reuse
+        )
+        replies = engine.run(requests)
+        assert engine.stats().preemptions > 0
+        for one, other in zip(alone, replies, strict=True):
+            assert torch.equal(one.experts, other.experts)
 
 
 def test_guesses_that_are_right_save_steps_and_change_nothing(plain_lm):
