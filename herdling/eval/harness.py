@@ -3,8 +3,9 @@
     score = evaluate(lm, create("read_number"), items=200)
     score.accuracy, score.low, score.high, score.chance
 
-Replies are greedy and batched. A task with tools is played to its end: calls are answered until a
-reply has none. Left out: several tries per item, and partial credit by a judge.
+Replies are greedy, or drawn several times an item, which makes `accuracy` its pass@1. A task with
+tools is played to its end: calls are answered until a reply has none. Left out: partial credit by a
+judge.
 """
 
 import math
@@ -14,12 +15,8 @@ from typing import Any
 
 from herdling.errors import ConfigError
 from herdling.infer.lm import LM
-from herdling.infer.request import Completion
-from herdling.inputs import chat
-from herdling.tasks.base import Item, MultiTurn, Task
-
-MOST_TURNS = 4
-"""Replies to one item, calls of tools included."""
+from herdling.rollouts.play import Game, play
+from herdling.tasks.base import Item, Task
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,7 @@ class Score:
     chance: float
     """Accuracy of the best guess that ignores picture and numbers."""
     cut_short: int
-    """Replies that ran into the token limit."""
+    """Conversations that ran into the limit of tokens or turns."""
     seconds: float
     samples: list[Sample]
     """The first items, for a report."""
@@ -79,46 +76,27 @@ def evaluate(
     max_tokens: int = 32,
     split: str = "test",
     keep: int = 8,
+    tries: int = 1,
+    temperature: float = 0.0,
 ) -> Score:
-    """Grade greedy replies to the first `items` items of `split`.
+    """Grade replies to the first `items` items of `split`, greedy unless there is a temperature.
 
-    Raises ConfigError for no items, InputError where the model cannot take the task (pictures for
+    With several `tries` an item counts with the mean of its grades. Raises ConfigError for no items, InputError where the model cannot take the task (pictures for
     a text-only model).
     """
-    if items < 1:
-        raise ConfigError(f"items is {items}; it must be at least 1")
+    for name, value in (("items", items), ("tries", tries)):
+        if value < 1:
+            raise ConfigError(f"{name} is {value}; it must be at least 1")
     start = time.perf_counter()
     asked = [task.item(i, split) for i in range(items)]
-    replies = _play(lm, task, asked, max_tokens)
-    samples = [
-        Sample(item, reply.text, task.grade(item, reply.text))
-        for item, reply in zip(asked, replies, strict=True)
-    ]
-    accuracy = sum(sample.grade for sample in samples) / items
+    games = [Game(task, item, seed) for seed in range(tries) for item in asked]
+    played = play(lm, games, max_tokens=max_tokens, temperature=temperature)
+    samples = [Sample(one.item, one.reply, one.grade) for one in played[:keep]]
+    accuracy = sum(one.grade for one in played) / len(played)
     low, high = wilson(accuracy, items)
-    cut = sum(reply.finish_reason == "length" for reply in replies)
+    cut = sum(one.truncated for one in played)
     seconds = time.perf_counter() - start
-    return Score(task.name, items, accuracy, low, high, task.chance, cut, seconds, samples[:keep])
-
-
-def _play(lm: LM, task: Task, asked: list[Item], max_tokens: int) -> list[Completion]:
-    """The last reply to each item."""
-    talks = [list(item.messages) for item in asked]
-    last: dict[int, Completion] = {}
-    going = list(range(len(asked)))
-    for _ in range(MOST_TURNS):
-        prompts = [lm.render(talks[i], tools=asked[i].tools) for i in going]
-        last.update(zip(going, lm.generate(prompts, max_tokens=max_tokens), strict=True))
-        again = []
-        for i in going:
-            if asked[i].tools and isinstance(task, MultiTurn):
-                said = chat.parse(last[i].text)
-                if said["tool_calls"]:
-                    talks[i] += [said, *task.respond(asked[i], [*talks[i], said])]
-                    again.append(i)
-        if not (going := again):
-            break
-    return [last[i] for i in range(len(asked))]
+    return Score(task.name, items, accuracy, low, high, task.chance, cut, seconds, samples)
 
 
 def wilson(share: float, count: int, z: float = 1.959964) -> tuple[float, float]:

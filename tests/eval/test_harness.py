@@ -9,6 +9,7 @@ from PIL import Image
 from herdling.data.split import draw
 from herdling.errors import ConfigError, InputError
 from herdling.eval.harness import evaluate, question, wilson
+from herdling.rollouts.play import Game, play
 from herdling.tasks.base import Item, ask, exact
 from herdling.tasks.registry import create
 
@@ -68,7 +69,24 @@ def test_built_in_tasks_run_on_an_untrained_model(lm):
         assert not score.above_chance
 
 
+def test_several_tries_count_with_their_mean(lm):
+    class Length:
+        name, chance = "length", 0.0
+        item = staticmethod(lambda index, split: Item(ask("x" * (index + 1)), "", 0.5, str(index)))
+        grade = staticmethod(lambda item, reply: len(reply) % 2)
+
+    task = Length()
+    score = evaluate(lm, task, items=4, tries=5, temperature=1.0, max_tokens=4)
+    games = [Game(task, task.item(i, "test"), seed) for i in range(4) for seed in range(5)]
+    played = play(lm, games, max_tokens=4, temperature=1.0)
+    assert score.accuracy == pytest.approx(sum(one.grade for one in played) / 20)
+    assert 0 < score.accuracy < 1
+    assert (score.items, len(score.samples)) == (4, 8)
+
+
 def test_refusals(lm, make_lm):
+    with pytest.raises(ConfigError, match="tries is 0"):
+        evaluate(lm, Echo(lm), tries=0)
     with pytest.raises(ConfigError, match="items is 0"):
         evaluate(lm, Echo(lm), items=0)
     with pytest.raises(InputError, match="image"):

@@ -1,0 +1,1 @@
+"""Tasks played with the engine: what evaluation scores and what RL learns from."""
