@@ -86,9 +86,10 @@ class Folder:
         return cls(path, config, named or stored_dtype, shards)
 
     def fill(self, parameters: Mapping[str, Tensor]) -> None:
-        """Copy every stored tensor into `parameters` (name -> tensor, any type, any device)."""
+        """Copy what is stored of `parameters` into them (name -> tensor, any type, any device)."""
         for file, entries in self.shards.items():
-            self._copy(file, entries, parameters)
+            wanted = [entry for entry in entries if entry.slot.parameter in parameters]
+            self._copy(file, wanted, parameters)
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         """One whole parameter, put together from its parts if the folder keeps it in parts."""

@@ -1,15 +1,21 @@
 """A model folder to a model, at no more memory than the model and one shard."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from herdling.checkpoint.card import Card
 from herdling.checkpoint.folder import Folder
-from herdling.model import weights
 from herdling.model.config import ModelConfig
 from herdling.model.llama import LanguageModel, build
+from herdling.model.sites import Site
+from herdling.quant.formats import Format
+from herdling.quant.modules import Matrix
+from herdling.quant.schemes import Scheme
+from herdling.quant.swap import chosen, place
 
 log = logging.getLogger(__name__)
 
@@ -18,22 +24,33 @@ def open_model(
     folder: Path | str,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
+    scheme: Scheme | None = None,
+    targets: Sequence[str] = (),
 ) -> tuple[LanguageModel, ModelConfig]:
     """The model and config of a folder or hub name.
 
     The model is built without memory, then each tensor is copied from its shard straight into the
-    final type on the final device. `dtype` None keeps the folder's own type. A missing, unexpected,
-    mis-shaped, truncated or doubled tensor is a CheckpointError; nothing is re-initialised.
+    final type on the final device. `dtype` None keeps the folder's own type. With a `scheme` the
+    weights that it, or `targets`, names are quantized one after the other as they are read: the plain
+    model is never held. A missing, unexpected, mis-shaped, truncated or doubled tensor is a
+    CheckpointError; nothing is re-initialised.
     """
     source = Folder.open(folder)
     if duties := Card.open(source.path, source.config).duties():
         log.warning("%s: %s", folder, duties)
     dtype = dtype or source.dtype
+    model = build(source.config, dtype, "meta")
+
+    def quantized(site: Site, weight: Tensor, form: Format) -> Matrix:
+        return Matrix.of(source.read(site.parameter).to(device), form, dtype)
+
+    if scheme is not None:
+        place(model, scheme, chosen(model, scheme, targets), quantized)
     parameters = {
-        name: torch.empty(shape, dtype=dtype, device=device)
-        for name, shape in weights.shapes(source.config).items()
+        name: torch.empty(parameter.shape, dtype=dtype, device=device)
+        for name, parameter in model.named_parameters()
     }
     source.fill(parameters)
-    model = build(source.config, dtype, "meta")
-    model.load_state_dict(parameters, strict=True, assign=True)
+    matrices = dict(model.named_buffers()) if scheme is not None else {}
+    model.load_state_dict({**matrices, **parameters}, strict=True, assign=True)
     return model, source.config

@@ -22,7 +22,7 @@ from herdling.checkpoint.card import Card
 from herdling.checkpoint.open import open_model
 from herdling.checkpoint.save import save_model, with_ids
 from herdling.checkpoint.source import resolve
-from herdling.errors import ConfigError, Error, InputError
+from herdling.errors import ConfigError, InputError
 from herdling.infer.draft_models import ModelDraft
 from herdling.infer.drafts import Drafter, FirstDraft, NgramDraft
 from herdling.infer.engine import Engine
@@ -33,6 +33,7 @@ from herdling.inputs import chat
 from herdling.inputs.image_processor import ImageProcessor
 from herdling.inputs.tokenizer import Tokenizer
 from herdling.model.llama import LanguageModel
+from herdling.quant.schemes import scheme
 
 Prompt = str | Sequence[int] | chat.Rendered
 Message = Mapping[str, Any]
@@ -237,18 +238,17 @@ def load(
         device: None takes the GPU if CUDA has one, else the CPU.
         adapters: name -> adapter folder in peft's format (or hub name); `adapter=name` of `generate`
             and `chat` then asks for one.
+        quantize: a format such as "w4a8" (`quant.schemes`), to which weights are rounded as they are
+            read; the plain ones are never held. None keeps the folder's.
 
     Raises CheckpointError for a folder that is not whole, ConfigError for a bad argument.
     """
-    if quantize is not None:
-        raise Error(
-            f"quantize={quantize!r} is not available yet; remedy: load with a smaller dtype"
-        )
+    how = None if quantize is None else scheme(quantize)
     kind = _dtype(dtype)
     place = _device(device)
     folder = resolve(path)
     tokenizer = Tokenizer.open(folder)  # first, so that a folder without one fails at once
-    model, config = open_model(folder, kind, place)
+    model, config = open_model(folder, kind, place, how)
     for name, its_folder in (adapters or {}).items():
         lora.load(model, resolve(its_folder), name)
     processor = None if config.vision is None else ImageProcessor.open(folder)

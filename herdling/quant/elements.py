@@ -180,7 +180,7 @@ class Table:
     def _nearest(self, x: Tensor) -> Tensor:
         numbers = torch.tensor(self.numbers, dtype=torch.float64)
         between = ((numbers[1:] + numbers[:-1]) / 2).float().to(x.device)
-        return torch.bucketize(x, between)
+        return torch.bucketize(x.contiguous(), between)
 
 
 E4M3 = Floats(4, 3, 448.0, nan=0x7F)

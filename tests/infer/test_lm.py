@@ -54,8 +54,8 @@ def test_load_refuses(plain_lm, tmp_path):
     herdling.save(plain_lm, tmp_path / "m")
     with pytest.raises(CheckpointError, match="b: no such folder"):
         herdling.load(tmp_path / "m", adapters={"a": tmp_path / "b"})
-    with pytest.raises(herdling.Error, match="quantize='int4_g32' is not available yet"):
-        herdling.load(tmp_path / "m", quantize="int4_g32")
+    with pytest.raises(ConfigError, match="no format 'int5'; there are: w8a8"):
+        herdling.load(tmp_path / "m", quantize="int5")
     for dtype in ("int8", "float64", torch.int64, "nn"):
         with pytest.raises(ConfigError, match="use float32, bfloat16 or float16"):
             herdling.load(tmp_path / "m", dtype=dtype)

@@ -1,0 +1,232 @@
+"""Linears and routed experts whose weights are codes and scales, in the place of the plain ones.
+
+A matrix is held as packed codes, outputs by inputs, inputs last (of experts: one after the other), and
+becomes numbers when it is multiplied by: that of a linear whole, of experts those that were chosen, one
+at a time, in the backward too. Weights get no gradient, inputs an exact one; rounded activations pass
+theirs on as if they had not been rounded (straight through).
+
+Without gradients, on a CPU with native kernels, products of int8 and int4 weights with int8 activations
+take `kernels.cpu.packed` up to `MOST_ROWS` rows; the layout that it needs is made at first use.
+
+Shape letters: E experts, D model width, F expert width, M rows.
+"""
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from herdling.kernels import cpu
+from herdling.kernels.cpu import packed as native
+from herdling.kernels.grouped_matmul import Groups, autocast, dispatched, grouped_matmul
+from herdling.model.llama import Experts
+from herdling.quant import blocks, packing
+from herdling.quant.elements import Integers
+from herdling.quant.formats import Format, Quantized, decode, quantize, round_trip
+
+MOST_ROWS = 64
+"""Rows up to which the integer kernels are faster than dequantizing and torch's products."""
+
+
+class Matrix(nn.Module):
+    """One matrix, or one an expert, as codes and scales. No parameter: it is not trained.
+
+    `shape` is what the plain weight's is: (out, in), or (E, in, out) of fused experts.
+    """
+
+    codes: Tensor
+    """uint8 (.., out, bytes)"""
+    scales: Tensor
+    """(.., out in blocks, in in blocks)"""
+
+    def __init__(
+        self,
+        form: Format,
+        outputs: int,
+        inputs: int,
+        experts: int = 0,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+    ) -> None:
+        """An empty one, to be filled; `dtype` is that of the numbers it stands for."""
+        super().__init__()
+        if experts and form.per == "tensor":  # no scale spans experts
+            form = replace(form, per="expert")
+        self.form, self.outputs, self.inputs, self.experts = form, outputs, inputs, experts
+        self.dtype = dtype
+        lead = (experts,) if experts else ()
+        codes = (*lead, outputs, packing.packed_length(inputs, form.bits))
+        self.register_buffer("codes", torch.empty(codes, dtype=torch.uint8, device=device))
+        full = (*lead, outputs, inputs)
+        block = blocks.block_shape(full, -1, form.per, form.group)
+        counts = [-(-n // size) for n, size in zip(full, block, strict=True)]
+        scales = torch.empty(counts, dtype=form.scale_dtype, device=device)
+        self.register_buffer("scales", scales)
+        self._packed: native.Packed | None = None
+
+    @classmethod
+    def of(cls, weight: Tensor, form: Format, dtype: torch.dtype | None = None) -> "Matrix":
+        """A plain weight (out, in) or fused experts (E, in, out), rounded to the nearest.
+
+        `dtype` is that of its numbers when dequantized, by default the weight's.
+        """
+        plain = weight.detach()
+        lead = plain.shape[0] if plain.dim() == 3 else 0
+        rows = plain.mT if lead else plain
+        made = cls(form, rows.shape[-2], rows.shape[-1], lead, dtype or plain.dtype, plain.device)
+        # An expert at a time: several float32 copies of a matrix are made on the way.
+        for e in range(max(1, lead)):
+            made.put(quantize(rows[e] if lead else rows, form), e)
+        return made
+
+    @torch.no_grad()
+    def put(self, q: Quantized, expert: int = 0) -> None:
+        """Take a quantized matrix (out, in); of experts, that of one of them."""
+        codes, scales = (t[expert] if self.experts else t for t in (self.codes, self.scales))
+        codes.copy_(q.packed())
+        scales.copy_(q.scales)
+        self._packed = None
+
+    @property
+    def shape(self) -> torch.Size:
+        if self.experts:
+            return torch.Size((self.experts, self.inputs, self.outputs))
+        return torch.Size((self.outputs, self.inputs))
+
+    @property
+    def nbytes(self) -> int:
+        return self.codes.nbytes + self.scales.nbytes
+
+    def integers(self, expert: int | None = None) -> Tensor:
+        """The codes one a number: (.., out, in) int8 or uint8."""
+        codes = self.codes if expert is None else self.codes[expert]
+        signed = self.form.element.signed
+        return packing.unpack(codes, self.form.bits, self.inputs, -1, signed)
+
+    def dense(self, dtype: torch.dtype | None = None, expert: int | None = None) -> Tensor:
+        """The numbers, outputs by inputs: of one expert, or of all there is."""
+        scales = self.scales if expert is None else self.scales[expert]
+        numbers = decode(self.integers(expert), scales, self.form, -1)
+        # What is computed with is what a file of this type would hold: rounded to it first.
+        return numbers.to(self.dtype).to(dtype or self.dtype)
+
+    def __getitem__(self, expert: int, /) -> Tensor:
+        """The matrix (in, out) of an expert, as `grouped_matmul` asks for it."""
+        return self.dense(expert=expert).T
+
+    def packed(self) -> native.Packed | None:
+        """In the layout of the integer kernels; None for formats, sizes or machines they do not take."""
+        if self._packed is None and self.packable:
+            scales = self.scales.float()
+            if self.form.per == "group":
+                halves = scales.half()  # bfloat16 scales usually are such numbers as well
+                scales = halves if torch.equal(halves.float(), scales) else scales
+            else:
+                scales = scales[..., 0]
+            group = self.form.group if self.form.per == "group" else 0
+            self._packed = native.pack(self.integers(), scales, group)
+        return self._packed
+
+    @property
+    def packable(self) -> bool:
+        form, element = self.form, self.form.element
+        known = isinstance(element, Integers) and element.unit == 1 and (
+            (form.bits == 8 and form.per == "row")
+            or (form.bits == 4 and form.per == "group" and form.group % 32 == 0)
+        )  # fmt: skip
+        small = self.inputs <= native.MOST_INPUTS
+        return known and small and self.codes.device.type == "cpu" and cpu.available()
+
+    def extra_repr(self) -> str:
+        return f"{self.form.name}, {list(self.shape)}"
+
+
+def rounded(x: Tensor, form: Format | None) -> Tensor:
+    """Activations (.., n) rounded with one scale a row; the gradient passes as if they were not."""
+    if form is None:
+        return x
+    near = round_trip(x, form)
+    return near + (x - x.detach()) if x.requires_grad else near
+
+
+class QuantLinear(nn.Linear):
+    """x W^T + b with a quantized W; `weight` is W dequantized, made anew whenever asked for."""
+
+    def __init__(self, matrix: Matrix, bias: Tensor | None, activations: Format | None) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = matrix.inputs, matrix.outputs
+        self.matrix, self.activations = matrix, activations
+        self.bias = None if bias is None else nn.Parameter(bias.detach())
+
+    @property
+    def weight(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.matrix.dense()
+
+    def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (x,) = autocast(x)
+        if (weight := self.packed(x)) is not None:
+            out = native.linear(x, weight)
+        else:
+            out = _Product.apply(rounded(x, self.activations), self.matrix)
+        return out if self.bias is None else out + self.bias.to(out.dtype)
+
+    def packed(self, x: Tensor) -> native.Packed | None:
+        """The kernel's weight where the kernel is to be used for `x` (.., in)."""
+        rows = x.numel() // max(1, x.shape[-1])
+        return self.matrix.packed() if _native(x, rows, self.activations) else None
+
+    def extra_repr(self) -> str:
+        acts = self.activations.name if self.activations else "as they come"
+        return f"activations {acts}, bias={self.bias is not None}"
+
+
+class QuantExperts(Experts):
+    """Routed experts with quantized matrices; only those of chosen experts become numbers."""
+
+    gate_up_proj: Matrix  # pyright: ignore[reportIncompatibleVariableOverride]
+    down_proj: Matrix  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def __init__(self, gate_up: Matrix, down: Matrix, activations: Format | None) -> None:
+        nn.Module.__init__(self)
+        self.gate_up_proj, self.down_proj, self.activations = gate_up, down, activations
+
+    def forward(self, x: Tensor, chosen: Tensor, gates: Tensor) -> Tensor:
+        """x (N, D); chosen (N, k) int64; gates (N, k) -> (N, D)."""
+        if (pair := self.packed(x)) is not None:
+            return native.experts(x, chosen, gates, *pair)
+        return dispatched(x, chosen, gates, self.gate_up_proj.experts, self._swiglu)
+
+    def _swiglu(self, rows: Tensor, groups: Groups) -> Tensor:
+        rows = rounded(rows, self.activations)
+        gate, up = grouped_matmul(rows, groups, self.gate_up_proj).chunk(2, -1)
+        act = rounded(F.silu(gate) * up, self.activations)  # (M, F)
+        return grouped_matmul(act, groups, self.down_proj)
+
+    def packed(self, x: Tensor) -> tuple[native.Packed, native.Packed] | None:
+        """The kernel's gate-up and down weights where the kernel is to be used for tokens `x`."""
+        if not _native(x, x.shape[0], self.activations):
+            return None
+        first, second = self.gate_up_proj.packed(), self.down_proj.packed()
+        return None if first is None or second is None else (first, second)
+
+
+def _native(x: Tensor, rows: int, activations: Format | None) -> bool:
+    """Whether the integer kernels compute what is meant, and fast."""
+    int8 = activations is not None and activations.name == "int8"
+    kinds = (torch.float32, torch.bfloat16)
+    fits = int8 and rows <= MOST_ROWS and x.dtype in kinds and x.device.type == "cpu"
+    return fits and not torch.is_grad_enabled()
+
+
+class _Product(torch.autograd.Function):
+    """x W^T; W is made again for the backward rather than kept."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, matrix: Matrix) -> Tensor:
+        ctx.matrix = matrix
+        return F.linear(x, matrix.dense(x.dtype))
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        return grad @ ctx.matrix.dense(grad.dtype), None

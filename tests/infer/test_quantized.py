@@ -1,0 +1,44 @@
+"""Models quantized while they are loaded: the same as quantized afterwards, and the engine runs them."""
+
+import pytest
+import torch
+
+import herdling
+from herdling.quant.modules import Matrix, QuantExperts
+from herdling.quant.schemes import scheme
+from herdling.quant.swap import swap
+
+
+@pytest.fixture(scope="module")
+def folder(make_lm, tmp_path_factory):
+    path = tmp_path_factory.mktemp("plain") / "model"
+    herdling.save(make_lm(interleave_moe_layer_step=2), path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["w4a8", "int8", "mxfp4", "meta-fp8"])
+def test_loading_quantized_is_loading_then_quantizing(folder, name):
+    lm, plain = herdling.load(folder, quantize=name), herdling.load(folder)
+    report = swap(plain.model, scheme(name))
+    assert report.share > 0.1
+    ids = [plain.tokenizer.encode("the quick brown fox jumps")]
+    assert torch.equal(lm.logits(ids), plain.logits(ids))
+    matrices = [m for m in lm.model.modules() if isinstance(m, Matrix)]
+    assert len(matrices) == len([m for m in plain.model.modules() if isinstance(m, Matrix)]) > 1
+    half = herdling.load(folder, quantize=name, dtype="bfloat16")
+    assert {p.dtype for p in half.model.parameters()} == {torch.bfloat16}
+    assert torch.allclose(half.logits(ids), lm.logits(ids), atol=0.5)
+
+
+@pytest.mark.parametrize("name", ["w4a8", "w8a8", "int4", "fp8"])
+def test_the_engine_says_what_the_plain_forward_does(folder, name):
+    lm = herdling.load(folder, quantize=name)
+    assert any(isinstance(m, QuantExperts) for m in lm.model.modules())
+    prompts = ["the quick", "numbers 1 2 3 and", "dog"]
+    for prompt, reply in zip(prompts, lm.generate(prompts, max_tokens=9, stop_ids=()), strict=True):
+        ids = [lm.tokenizer.bos, *lm.tokenizer.encode(prompt)]
+        for token in reply.ids:
+            logits = lm.logits([ids])[0, -1]
+            # Sums of the two are in another order; of tokens this close either may be first.
+            assert logits[token] >= logits.max() - 1e-3
+            ids.append(token)

@@ -1,0 +1,140 @@
+"""Quantized layers against the same layers with dequantized weights."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from herdling.kernels import cpu
+from herdling.kernels.reference import experts_dense
+from herdling.quant.formats import FORMATS, format_of, quantize, round_trip
+from herdling.quant.modules import Matrix, QuantExperts, QuantLinear, rounded
+from herdling.quant.schemes import scheme
+
+INT8 = scheme("w8a8").activations
+E, D, WIDTH = 4, 96, 64  # 96 inputs: shorter last groups of 64 and 128
+
+
+def linear(name: str, activations=None, bias=True) -> tuple[nn.Linear, QuantLinear]:
+    plain = nn.Linear(D, 40, bias=bias)
+    plain.weight.data.normal_()
+    matrix = Matrix.of(plain.weight, FORMATS[name])
+    return plain, QuantLinear(matrix, plain.bias, activations)
+
+
+def experts(name: str, activations=None) -> tuple[torch.Tensor, torch.Tensor, QuantExperts]:
+    gate_up, down = torch.randn(E, D, 2 * WIDTH), torch.randn(E, WIDTH, D)
+    gate_up *= 0.2 * torch.arange(1, E + 1)[:, None, None]
+    down *= 0.2
+    form = FORMATS[name]
+    return gate_up, down, QuantExperts(Matrix.of(gate_up, form), Matrix.of(down, form), activations)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_linear_is_the_product_with_dequantized_weights(name):
+    plain, quant = linear(name)
+    wanted = quantize(plain.weight, name).dequantize()
+    assert torch.equal(quant.weight, wanted)
+    x = torch.randn(2, 5, D, requires_grad=True)
+    out = quant(x)
+    torch.testing.assert_close(out, F.linear(x, wanted, plain.bias))
+    grad = torch.randn_like(out)
+    got = torch.autograd.grad(out, [x, quant.bias], grad)
+    assert torch.allclose(got[0], grad @ wanted, atol=1e-5)
+    assert torch.allclose(got[1], grad.sum((0, 1)), atol=1e-5)
+    assert [p.shape for p in quant.parameters()] == [quant.bias.shape]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_experts_are_those_with_dequantized_weights(name):
+    gate_up, down, quant = experts(name)
+    plain = [quantize(w, name, dim=1).dequantize() for w in (gate_up, down)]
+    if name == "ternary":  # a mean, summed in another order
+        plain = [
+            torch.stack([w[e] for e in range(E)]) for w in (quant.gate_up_proj, quant.down_proj)
+        ]
+    for wanted, matrix in zip(plain, (quant.gate_up_proj, quant.down_proj), strict=True):
+        assert matrix.shape == wanted.shape
+        for e in range(E):
+            assert torch.equal(matrix[e], wanted[e])
+    x = torch.randn(9, D, requires_grad=True)
+    chosen, gates = torch.randint(E, (9, 1)), torch.rand(9, 1, requires_grad=True)
+    out = quant(x, chosen, gates)
+    same = experts_dense(x, chosen, gates, *plain)
+    torch.testing.assert_close(out, same, rtol=1e-4, atol=1e-4)
+    grad = torch.randn_like(out)
+    for got, want in zip(torch.autograd.grad(out, [x, gates], grad),
+                         torch.autograd.grad(same, [x, gates], grad), strict=True):  # fmt: skip
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+def test_only_chosen_experts_become_numbers(monkeypatch):
+    _, _, quant = experts("int4_g32")
+    asked = []
+    dense = Matrix.dense
+    monkeypatch.setattr(Matrix, "dense", lambda self, dtype=None, expert=None: asked.append(expert) or dense(self, dtype, expert))  # fmt: skip
+    x = torch.randn(7, D, requires_grad=True)
+    quant(x, torch.tensor([[2], [0]]).repeat(4, 1)[:7], torch.ones(7, 1)).sum().backward()
+    assert set(asked) == {0, 2}
+    assert len(asked) == 8  # two matrices, forward and backward
+
+
+def test_bf16_weights_are_rounded_to_bf16_as_a_file_would_have_them():
+    weight = torch.randn(8, 64, dtype=torch.bfloat16)
+    matrix = Matrix.of(weight, FORMATS["int8"])
+    assert matrix.dense().dtype == torch.bfloat16
+    assert torch.equal(matrix.dense(torch.float32), matrix.dense().float())
+
+
+@pytest.mark.parametrize("name", ["w8a8", "w4a8", "fp8"])
+def test_activations_have_one_scale_a_token(name):
+    found = scheme(name)
+    plain, quant = linear(found.weights.name, found.activations, bias=False)
+    x = torch.randn(6, D) * torch.logspace(-3, 3, 6)[:, None]
+    wanted = round_trip(x, found.activations) @ quantize(plain.weight, found.weights).dequantize().T
+    x.requires_grad_()
+    out = quant(x)
+    torch.testing.assert_close(out, wanted, rtol=1e-4, atol=1e-5)
+    out.sum().backward()  # straight through the rounding
+    torch.testing.assert_close(x.grad, quant.weight.sum(0).expand(6, D))
+
+
+def test_straight_through_keeps_the_rounded_value_in_bf16():
+    x = torch.randn(5, 64).bfloat16()
+    assert torch.equal(rounded(x.clone().requires_grad_(), INT8), rounded(x, INT8))
+
+
+@pytest.mark.skipif(not cpu.available(), reason="no native kernels on this machine")
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["w8a8", "w4a8"])
+def test_the_integer_kernels_say_the_same(name, kind):
+    found = scheme(name)
+    quant = linear(found.weights.name, found.activations)[1]
+    routed = experts(found.weights.name, found.activations)[2]
+    x, chosen, gates = torch.randn(9, D).to(kind), torch.randint(E, (9, 1)), torch.rand(9, 1)
+    with torch.no_grad():
+        assert quant.packed(x) is not None
+        assert routed.packed(x) is not None
+        fast = quant(x), routed(x, chosen, gates.to(kind))
+    assert quant.packed(x) is None, "kernels have no gradient"
+    slow = quant(x), routed(x, chosen, gates.to(kind))
+    for got, want in zip(fast, slow, strict=True):
+        # The kernels round less often: activations once, in bf16 no dequantized number at all.
+        assert (got - want).norm() < (1e-5 if kind == torch.float32 else 2e-2) * want.norm()
+
+
+def test_what_the_kernels_do_not_take():
+    x = torch.randn(3, D)
+    with torch.no_grad():
+        for name, acts in (("int8", None), ("int3_g32", INT8), ("mxint8", INT8), ("nf4", INT8)):
+            assert linear(name, acts)[1].packed(x) is None
+        assert linear("int8", INT8)[1].packed(torch.randn(65, D)) is None
+        assert linear("int8", INT8)[1].packed(x.half()) is None
+
+
+def test_a_scale_for_the_whole_becomes_one_an_expert():
+    form = format_of("fp8_e4m3", per="tensor")
+    weight = torch.randn(E, D, 32) * torch.tensor([1.0, 10.0, 100.0, 1e3])[:, None, None]
+    matrix = Matrix.of(weight, form)
+    assert matrix.scales.shape == (E, 1, 1)
+    assert torch.equal(matrix[3], quantize(weight[3].T, form).dequantize().T)
