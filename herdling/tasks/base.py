@@ -23,13 +23,14 @@ A task whose model may call tools also has `respond`, and its items `tools` and 
 """
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from PIL import Image
 
-_LONGEST_REPLY = 4096
+LONGEST_REPLY = 4096
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])", re.ASCII)
 
 
@@ -95,8 +96,9 @@ def ask(question: str, *images: Image.Image) -> list[dict[str, Any]]:
 
 
 def normalise(text: str) -> str:
-    """Fold case and whitespace, drop one trailing period and the commas of 1,234,567."""
-    text = " ".join(text.casefold().split())
+    """Fold case and whitespace, compose accents (NFC), drop one trailing period and the commas of
+    1,234,567."""
+    text = unicodedata.normalize("NFC", " ".join(text.casefold().split()))
     text = text.removesuffix(".").rstrip()
     return _THOUSANDS.sub(lambda match: match[0].replace(",", ""), text)
 
@@ -107,6 +109,6 @@ def exact(answer: str, reply: str) -> float:
     The whole reply must be the answer: a list of all candidates or an essay that ends well scores
     nothing. Replies beyond 4,096 characters score nothing unread.
     """
-    if len(reply) > _LONGEST_REPLY:
+    if len(reply) > LONGEST_REPLY:
         return 0.0
     return float(normalise(reply) == normalise(answer))

@@ -1,0 +1,224 @@
+"""The inside of `herdling.tasks.sandbox`: runs as a process of its own and confines itself first.
+
+    python -I -S -B jail.py < request.json > output
+
+Standard library only. The request holds code, expressions and limits. The process imports the harmless
+modules that the code names, then gives up for good, by a seccomp filter of the kernel, everything but
+computing and writing to the pipes it has: no file can be opened, no process or thread started, no
+socket made, no signal sent. Only then it runs the code. The first line of its output says "confined", or
+why not; the last is the reply, and what the code printed stands between.
+
+The filter is a list of what is allowed (seccomp(2), linux/filter.h), so that a call which a newer
+kernel brings is refused as well.
+"""
+
+import ast
+import contextlib
+import ctypes
+import importlib
+import json
+import os
+import platform
+import resource
+import struct
+import sys
+from typing import Any
+
+MODULES = frozenset(
+    [
+        "abc",
+        "array",
+        "ast",
+        "bisect",
+        "calendar",
+        "cmath",
+        "collections",
+        "contextlib",
+        "copy",
+        "dataclasses",
+        "datetime",
+        "decimal",
+        "difflib",
+        "enum",
+        "fractions",
+        "functools",
+        "hashlib",
+        "heapq",
+        "html",
+        "itertools",
+        "json",
+        "keyword",
+        "math",
+        "numbers",
+        "operator",
+        "random",
+        "re",
+        "statistics",
+        "string",
+        "struct",
+        "textwrap",
+        "time",
+        "types",
+        "typing",
+        "unicodedata",
+        "uuid",
+        "zlib",
+    ]
+)
+"""What the code may import. They hold nothing back: the kernel does."""
+_LATER = {"datetime": ("_strptime",), "collections": ("collections.abc",)}
+"""Modules that others import when they are first used, which is too late."""
+
+# Numbers of the system calls that remain: memory, clocks, locks, the pipes, and the end.
+_CALLS = {
+    "x86_64": (0xC000003E, {
+        "read": 0, "write": 1, "close": 3, "lseek": 8, "mmap": 9, "mprotect": 10, "munmap": 11,
+        "brk": 12, "rt_sigaction": 13, "rt_sigprocmask": 14, "rt_sigreturn": 15, "writev": 20,
+        "sched_yield": 24, "mremap": 25, "madvise": 28, "nanosleep": 35, "getpid": 39, "exit": 60,
+        "gettimeofday": 96, "getrusage": 98, "times": 100, "sigaltstack": 131, "gettid": 186,
+        "time": 201, "futex": 202, "restart_syscall": 219, "clock_gettime": 228, "clock_getres": 229,
+        "clock_nanosleep": 230, "exit_group": 231, "getrandom": 318,
+    }),
+    "aarch64": (0xC00000B7, {
+        "close": 57, "lseek": 62, "read": 63, "write": 64, "writev": 66, "exit": 93, "exit_group": 94,
+        "futex": 98, "nanosleep": 101, "clock_gettime": 113, "clock_getres": 114,
+        "clock_nanosleep": 115, "sched_yield": 124, "restart_syscall": 128, "sigaltstack": 132,
+        "rt_sigaction": 134, "rt_sigprocmask": 135, "rt_sigreturn": 139, "times": 153,
+        "getrusage": 165, "gettimeofday": 169, "getpid": 172, "gettid": 178, "brk": 214,
+        "munmap": 215, "mremap": 216, "mmap": 222, "mprotect": 226, "madvise": 233, "getrandom": 278,
+    }),
+}  # fmt: skip
+_NO_NEW_PRIVS, _SET_SECCOMP, _FILTER = 38, 22, 2
+_KILL, _REFUSE, _ALLOW = 0x80000000, 0x00050001, 0x7FFF0000  # refuse with EPERM
+_NAMESPACES = 0x10000000 | 0x40000000 | 0x08000000  # user, network, System V IPC
+
+
+class _Program(ctypes.Structure):
+    _fields_ = [("length", ctypes.c_ushort), ("instructions", ctypes.c_void_p)]
+
+
+def missing() -> str:
+    """Why this machine cannot confine a process; empty if it can, as far as can be told from outside."""
+    if sys.platform != "linux":
+        return f"{sys.platform} has no seccomp"
+    if platform.machine() not in _CALLS or struct.calcsize("P") != 8:
+        return f"the system calls of {platform.machine()} are not listed here"
+    return ""
+
+
+def confine() -> None:
+    """Give up everything but computing; raises OSError if the kernel does not play along."""
+    if problem := missing():
+        raise OSError(problem)
+    libc = ctypes.CDLL(None, use_errno=True)
+    # Namespaces hold nothing that the filter does not; where they are to be had, they are a second
+    # wall, and take from root what root may do.
+    libc.unshare(_NAMESPACES)
+    limit(resource.RLIMIT_NPROC, 0)
+    limit(resource.RLIMIT_NOFILE, 3)
+    if libc.prctl(_NO_NEW_PRIVS, 1, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "the kernel refuses no_new_privs")
+    code = _filter()
+    buffer = ctypes.create_string_buffer(code, len(code))
+    program = _Program(len(code) // 8, ctypes.cast(buffer, ctypes.c_void_p))
+    if libc.prctl(_SET_SECCOMP, _FILTER, ctypes.byref(program), 0, 0):
+        raise OSError(ctypes.get_errno(), "the kernel refuses seccomp filters")
+
+
+def limit(kind: int, most: int) -> None:
+    """Lower a resource limit for good."""
+    hard = resource.getrlimit(kind)[1]
+    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(kind, (most, most))
+
+
+def _filter() -> bytes:
+    """A BPF program (linux/filter.h): kill for a foreign architecture, allow what is listed, refuse."""
+    architecture, calls = _CALLS[platform.machine()]
+    load, equal, give = 0x20, 0x15, 0x06
+    program = [
+        (load, 0, 0, 4),  # seccomp_data.arch
+        (equal, 1, 0, architecture),
+        (give, 0, 0, _KILL),
+        (load, 0, 0, 0),  # seccomp_data.nr
+    ]
+    numbers = sorted(calls.values())
+    for i, number in enumerate(numbers):
+        program.append((equal, len(numbers) - i, 0, number))  # to the last instruction
+    program += [(give, 0, 0, _REFUSE), (give, 0, 0, _ALLOW)]
+    return b"".join(struct.pack("HBBI", *instruction) for instruction in program)
+
+
+def plain(value: Any, depth: int = 0) -> Any:
+    """What JSON can hold of a value: tuples are lists, sets are sorted lists."""
+    if depth > 50:
+        raise ValueError("a value is nested more than 50 deep")
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if isinstance(value, list | tuple):
+        return [plain(item, depth + 1) for item in value]
+    if isinstance(value, set | frozenset):
+        return sorted((plain(item, depth + 1) for item in value), key=json.dumps)
+    if isinstance(value, dict):
+        return {"": [[plain(k, depth + 1), plain(v, depth + 1)] for k, v in value.items()]}
+    raise ValueError(f"a value of type {type(value).__name__}")
+
+
+def _named_modules(code: str) -> set[str]:
+    """What `code` imports, as far as it can be read without running it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    return {name for name in names if name.partition(".")[0] in MODULES}
+
+
+def _write(text: str) -> None:
+    left = text.encode("utf-8", "replace")
+    while left:
+        left = left[os.write(1, left) :]
+
+
+def main() -> None:
+    request = json.loads(sys.stdin.buffer.read())
+    limit(resource.RLIMIT_CPU, request["cpu"])
+    limit(resource.RLIMIT_AS, request["memory"])
+    limit(resource.RLIMIT_FSIZE, 0)
+    limit(resource.RLIMIT_CORE, 0)
+    _import(request["code"])
+    try:
+        confine()
+    except (OSError, ValueError) as problem:
+        _write(f"{problem}\n")
+        return
+    _write("confined\n")
+    names: dict[str, Any] = {"__name__": "__main__"}
+    values: list[Any] = []
+    error = ""
+    try:
+        exec(compile(request["code"], "code", "exec"), names)
+        for call in request["calls"]:
+            values.append(plain(eval(call, names)))
+    except BaseException as problem:  # also SystemExit: code that leaves has not answered
+        error = f"{type(problem).__name__}: {problem}"[:500]
+    sys.stdout.flush()
+    _write("\n" + json.dumps({"values": values, "error": error}) + "\n")
+    os._exit(0)  # nothing that the code left behind runs or writes after the reply
+
+
+def _import(code: str) -> None:
+    """Load the allowed modules that `code` names; what cannot be read or found is told when it runs."""
+    try:
+        names = _named_modules(code)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return
+    for name in sorted(names):
+        for module in (name, *_LATER.get(name, ())):
+            with contextlib.suppress(ImportError):
+                importlib.import_module(module)
+
+
+if __name__ == "__main__":
+    main()
