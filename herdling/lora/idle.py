@@ -31,15 +31,16 @@ def spare_idle_experts(optimizer: torch.optim.Optimizer, model: nn.Module) -> No
         for parameter in parameters:
             if parameter.grad is None:
                 continue
-            idle = (parameter.grad == 0).flatten(1).all(1)[:, None, None]  # (E, 1, 1)
+            idle = (parameter.grad == 0).flatten(1).all(1)  # (E,)
             state = optimizer.state.get(parameter, {})
-            averages = [t for t in state.values() if isinstance(t, Tensor) and t.dim() == 3]
+            # Averages, or their codes and scales: what has a row for each expert.
+            averages = [t for t in state.values() if isinstance(t, Tensor) and t.dim() > 1]
             kept.extend((t, idle, t.detach().clone()) for t in (parameter, *averages))
 
     @torch.no_grad()
     def after(*_: Any) -> None:
         for tensor, idle, old in kept:
-            tensor.copy_(torch.where(idle, old, tensor))
+            tensor.copy_(torch.where(idle.view(-1, *[1] * (tensor.dim() - 1)), old, tensor))
         kept.clear()
 
     optimizer.register_step_pre_hook(before)

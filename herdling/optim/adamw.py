@@ -1,4 +1,4 @@
-"""AdamW (torch's own) with its parameters sorted into groups: what decays, and at which rate.
+"""AdamW (torch's own, or with 8-bit averages) with its parameters sorted into groups: what decays, and at which rate.
 
 Matrices decay. Norm gains and other vectors, and embeddings, do not unless asked. A rate rule
 `PATTERN=FACTOR` multiplies the learning rate of the parameters whose name matches; torch multiplies
@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from herdling.errors import ConfigError
+from herdling.optim.adamw_8bit import AdamW8bit
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class AdamWConfig:
     """Rules PATTERN=FACTOR on parameter names, such as '*router*=0.5'; the last match counts."""
     implementation: Literal["auto", "fused", "foreach", "loop"] = "auto"
     """Which of torch's codes runs the update; auto takes fused where the device has it."""
+    state_bits: Literal[32, 8] = 32
+    """Bits of each of the two averages a parameter: 8 takes 2 bytes a parameter in place of 8."""
 
     def __post_init__(self) -> None:
         if not self.learning_rate > 0:
@@ -44,6 +47,11 @@ class AdamWConfig:
             raise ConfigError(f"betas are {self.betas}; each must be in [0, 1)")
         if not self.weight_decay >= 0:
             raise ConfigError(f"weight_decay is {self.weight_decay}; it must be 0 or more")
+        if self.state_bits == 8 and self.implementation != "auto":
+            raise ConfigError(
+                f"state_bits is 8 and implementation {self.implementation}; remedy: implementation "
+                "auto, as 8-bit averages have one code"
+            )
         self.rules()
 
     def rules(self) -> list[tuple[str, float]]:
@@ -60,13 +68,15 @@ class AdamWConfig:
         return rules
 
 
-def build(model: nn.Module, config: AdamWConfig) -> torch.optim.AdamW:
+def build(model: nn.Module, config: AdamWConfig) -> torch.optim.Optimizer:
     """AdamW over the parameters of `model` that require a gradient."""
     groups = groups_of(model, config)
     if not groups:
         raise ConfigError(
             "no parameter of the model requires a gradient; there is nothing to train"
         )
+    if config.state_bits == 8:
+        return AdamW8bit(groups, config.learning_rate, config.betas, config.eps)
     devices = {p.device.type for group in groups for p in group["params"]}
     chosen = config.implementation
     if chosen == "auto":

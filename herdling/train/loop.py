@@ -5,14 +5,13 @@ forward and backward, clip, check that all is finite, update, write the metrics,
 run the hooks. Hooks come after the save, and a run that resumes at a checkpoint runs that step's
 hooks again, so that an evaluation is never lost and never a reason to lose the step.
 
-Left out on purpose: fp16 and its loss scaling, sharded models, and shrinking a batch that does not
-fit in memory.
+Left out on purpose: sharded models, and shrinking a batch that does not fit in memory.
 """
 
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -23,8 +22,10 @@ from torch import Tensor, nn
 from herdling import distributed
 from herdling.errors import DataError
 from herdling.metrics import Progress, short
+from herdling.train.compression import Compression
 from herdling.train.guard import NotFinite, blame, keep_batches
 from herdling.train.health import Routing
+from herdling.train.loss_scale import LossScale
 from herdling.train.losses import Batch, Numbers, routed_tokens, target_tokens
 from herdling.train.signals import Stopped, StopSignals
 from herdling.train.state import State, Stateful
@@ -54,15 +55,19 @@ class Every:
 
 
 def make_accelerator(
-    precision: Literal["fp32", "bf16"] = "fp32", accumulation: int = 1, *, cpu: bool = False
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+    accumulation: int = 1,
+    *,
+    cpu: bool = False,
 ) -> Accelerator:
     """accelerate's handle on device, precision and processes; `accumulation` micro-batches a step.
 
     The device is CUDA's, else the CPU: never MPS, which accelerate would take and which has no float64.
-    The weights stay as they are built (float32); bf16 means autocast.
+    The weights stay as they are built (float32); bf16 means autocast. fp16 leaves autocast and scale to
+    `fit(loss_scale=...)`, because accelerate's own are not in our checkpoints.
     """
     return Accelerator(
-        mixed_precision="no" if precision == "fp32" else precision,
+        mixed_precision="bf16" if precision == "bf16" else "no",
         gradient_accumulation_steps=accumulation,
         cpu=cpu or not torch.cuda.is_available(),
         # A batch without a picture leaves the vision encoder without a gradient.
@@ -84,6 +89,8 @@ def fit(
     routing: Routing | None = None,
     weight: Callable[[Batch], float] = target_tokens,
     clip: float = 1.0,
+    loss_scale: LossScale | None = None,
+    compression: Compression | None = None,
 ) -> State:
     """Train `model` in place until `steps` optimizer steps are done; return `state`.
 
@@ -92,12 +99,14 @@ def fit(
         `Routing(model)`) adds its balancing term, whatever the loss.
     schedule: (step, steps) -> factor on each group's own learning rate.
     clip: largest norm of the whole gradient; 0 for no clipping.
+    loss_scale: train in float16 with this scale; a step whose gradient overflows is skipped.
+    compression: how gradients are coded between processes; without it they are sent as they are.
 
     Raises NotFinite before the weights change when loss or gradient is not finite, Stopped after
     saving on Ctrl-C or SIGTERM, DataError when the batches end early or have nothing to learn.
     """
     trainer = _Trainer(model, optimizer, batches, loss, schedule, steps, accelerator, state,
-                       routing or Routing(model), weight, clip)  # fmt: skip
+                       routing or Routing(model), weight, clip, loss_scale, compression)  # fmt: skip
     with trainer.routing, StopSignals() as stop, trainer.progress:
         try:
             trainer.begin()
@@ -123,13 +132,20 @@ class _Trainer:
         routing: Routing,
         weight: Callable[[Batch], float],
         clip: float,
+        loss_scale: LossScale | None,
+        compression: Compression | None,
     ) -> None:
         self.model, self.optimizer, self.batches, self.loss = model, optimizer, batches, loss
         self.schedule, self.steps, self.accelerator = schedule, steps, accelerator
         self.state, self.routing, self.weight, self.clip = state, routing, weight, clip
         self.device = accelerator.device
         self.own_forward = vars(model).get("forward")
+        self.loss_scale, self.compression = loss_scale, compression
         self.parts: dict[str, Stateful] = {"batches": batches, "routing": routing}
+        if loss_scale is not None:
+            self.parts["loss_scale"] = loss_scale
+        if compression is not None:
+            self.parts["compression"] = compression
         self.progress = Progress(
             state.title, steps, state.step, show=state.show and distributed.is_main()
         )
@@ -145,6 +161,8 @@ class _Trainer:
         self.wrapped, self.stepper = self.accelerator.prepare(
             self.model, self.optimizer, device_placement=[True, False]
         )
+        if self.compression is not None and distributed.active():
+            self.wrapped.register_comm_hook(None, self.compression.hook)
         for group in self.optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -205,20 +223,28 @@ class _Trainer:
             last = i == len(micro) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
                 self._backward(self._on_device(batch), weight, tokens, sums)
+        if self.loss_scale is not None:
+            self.loss_scale.unscale(self.parameters)
         bound = self.clip if self.clip > 0 else math.inf
         norm = float(self.accelerator.clip_grad_norm_(self.parameters, bound) or 0.0)
         means = sums.means(weight)
-        if not (math.isfinite(norm) and math.isfinite(means["loss"])):
+        finite = math.isfinite(norm) and math.isfinite(means["loss"])
+        if not finite and not self._overflowed(means["loss"]):
             self._fail(micro, means["loss"], norm)
-        self.stepper.step()
+        if finite:
+            self.stepper.step()
+            means["grad_norm"] = norm
+        if self.loss_scale is not None:
+            means["loss_scale"] = before = self.loss_scale.scale
+            self.loss_scale.update(finite)
+            if self.compression is not None:
+                self.compression.rescale(self.loss_scale.scale / before)
         self.stepper.zero_grad()
         state.step += 1
         state.tokens += int(tokens)
         numbers, warnings = self.routing.finish()
         peak = max(group["lr"] for group in self.optimizer.param_groups)
-        state.metrics.log(
-            state.step, **means, lr=peak, grad_norm=norm, tokens=state.tokens, **numbers
-        )
+        state.metrics.log(state.step, **means, lr=peak, tokens=state.tokens, **numbers)
         for line in warnings:
             state.metrics.log(state.step, warning=line)
             self.progress.note(f"step {state.step}: warning: {line}")
@@ -237,11 +263,19 @@ class _Trainer:
             )
         return weight, tokens
 
+    def _overflowed(self, loss: float) -> bool:
+        """Whether a smaller loss scale may be all that a step lacks: it is skipped then, not failed."""
+        scale = self.loss_scale
+        return scale is not None and math.isfinite(loss) and scale.scale > 1
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self.loss_scale is None else self.loss_scale.autocast(self.device)
+
     def _on_device(self, batch: Batch) -> Batch:
         return {k: v.to(self.device, non_blocking=True) for k, v in batch.items()}
 
     def _backward(self, batch: Batch, weight: float, tokens: float, sums: "_Sums") -> None:
-        with self.routing.recording(batch.get("documents")):
+        with self.routing.recording(batch.get("documents")), self._precision():
             value, numbers = self.loss(self.wrapped, batch)
         sums.add("loss", value)
         for name, number in numbers.items():
@@ -254,14 +288,18 @@ class _Trainer:
             if self.routing.config.balance > 0:
                 objective = objective + self.routing.config.balance * balance * (own / tokens)
         # accelerate divides by the micro-batches and DDP by the processes; `weight` has them already.
-        self.accelerator.backward(objective * (self.accumulation * distributed.world_size()))
+        factor = self.accumulation * distributed.world_size()
+        if self.loss_scale is not None:
+            factor *= self.loss_scale.scale
+        self.accelerator.backward(objective * factor)
 
     def _fail(self, micro: list[Batch], loss: float, norm: float) -> None:
         state = self.state
         folder = state.folder / f"not-finite-step-{state.step + 1}"
         name = f"{folder}/rank-{distributed.rank()}" if distributed.active() else str(folder)
         keep_batches(type(folder)(name), micro)
-        what = blame(self.model, [self._on_device(b) for b in micro], self.loss)
+        with self._precision():
+            what = blame(self.model, [self._on_device(b) for b in micro], self.loss)
         path = self.state.checkpoints.latest()
         raise NotFinite(
             f"step {state.step + 1}: loss {loss}, gradient norm {norm}; first not finite: {what}; "

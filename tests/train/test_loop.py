@@ -27,6 +27,7 @@ from herdling.train.signals import Stopped
 from herdling.train.state import State
 
 SCRIPT = Path(__file__).with_name("toy_run.py")
+ROOT = str(Path(loop.__file__).parents[2])
 
 
 def losses(out: Path) -> list[float]:
@@ -34,7 +35,7 @@ def losses(out: Path) -> list[float]:
 
 
 def script(*args: str) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT}
     command = [sys.executable, "-W", "error", str(SCRIPT), *args]
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
@@ -224,7 +225,7 @@ def launch(*args: str) -> None:
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu",
                "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
                "--dynamo_backend", "no", "--main_process_port", "0", str(SCRIPT), *args]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
 
@@ -249,6 +250,16 @@ def test_two_processes_stop_together_and_resume_exactly(toy, tmp_path):
     assert (tmp_path / "cut/checkpoints/step-00000003").is_dir()
     launch(str(tmp_path / "cut"), "--split", "2", "--resume")
     assert toy.result(tmp_path / "cut", 8) == toy.result(tmp_path / "whole", 8)
+
+
+@pytest.mark.slow
+def test_coded_gradients_learn_and_resume_exactly(toy, tmp_path):
+    """4 bits with error feedback between two processes; what is owed is part of the checkpoint."""
+    launch(str(tmp_path / "whole"), "--split", "2", "--compression", "4")
+    launch(str(tmp_path / "cut"), "--split", "2", "--compression", "4", "--stop-at", "3")
+    launch(str(tmp_path / "cut"), "--split", "2", "--compression", "4", "--resume")
+    assert toy.result(tmp_path / "cut", 8) == toy.result(tmp_path / "whole", 8)
+    assert losses(tmp_path / "whole")[-1] < losses(tmp_path / "whole")[0] - 0.3
 
 
 @pytest.mark.parametrize("setting", [{"rows": 2}, {"accumulation": 1}])

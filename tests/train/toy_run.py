@@ -20,6 +20,7 @@ from herdling.model.config import preset
 from herdling.optim import adamw
 from herdling.optim.schedule import Schedule
 from herdling.train import rng
+from herdling.train.compression import Compression
 from herdling.train.health import Routing, RoutingConfig
 from herdling.train.loop import Every, fit, make_accelerator
 from herdling.train.losses import next_token
@@ -115,6 +116,9 @@ def run(
     balance: float = 0.05,
     window: int = 3,
     precision: str = "fp32",
+    loss_scale=None,
+    compression=None,
+    state_bits: int = 32,
     hooks: list[Every] | None = None,
     batches=None,
     loss=next_token,
@@ -137,7 +141,7 @@ def run(
     )
     fit(
         lm,
-        adamw.build(lm, adamw.AdamWConfig(learning_rate=1e-2)),
+        adamw.build(lm, adamw.AdamWConfig(learning_rate=1e-2, state_bits=state_bits)),
         batches or Batches(rows, noise=noise, split=split),
         loss,
         schedule=Schedule(warmup=2),
@@ -146,6 +150,8 @@ def run(
         accelerator=make_accelerator(precision, accumulation, cpu=True),
         state=state,
         routing=Routing(lm, RoutingConfig(balance, window)),
+        loss_scale=loss_scale,
+        compression=compression,
     )
     return lm, state
 
@@ -226,11 +232,16 @@ if __name__ == "__main__":
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--split", type=int, default=1)
     parser.add_argument("--noise", type=float, default=0.2)
+    parser.add_argument("--compression", type=int, help="bits, negative: without error feedback")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--stop-at", type=int, help="SIGTERM to the main process after this step")
     parser.add_argument("--kills", choices=["random", "each"])
     args = vars(parser.parse_args())
     kills, out, stop_at = (args.pop(name) for name in ("kills", "out", "stop_at"))
+
+    if args["compression"] is not None:
+        bits = args["compression"]
+        args["compression"] = Compression(abs(bits), feedback=bits > 0)
 
     def stop(state: State) -> None:
         if state.step == stop_at and distributed.is_main():
