@@ -1,6 +1,6 @@
 """Many clients on one server, for minutes: is any answer lost or crossed, does memory stay flat?
 
-    python benchmarks/serving_load.py [--seconds 300] [--clients 64] [--model FOLDER]
+    python benchmarks/serving_load.py [--seconds 300] [--clients 64] [--model FOLDER] [--hogs 2]
 
 Serves a model in a process of its own (a random-weights `nano` made on the spot, if none is given) and
 asks it from many clients at once. Every client does one thing after another, drawn at random:
@@ -15,6 +15,7 @@ asks it from many clients at once. Every client does one thing after another, dr
 
 Before that, tokens a second of 1 and of 8 replies at a time. Prints one JSON object; exit status 1
 names the bars that were missed. Client and server share the machine: rates are of both together.
+`--hogs` adds that many processes that do nothing but use a core each, while the clients ask.
 """
 
 import argparse
@@ -32,7 +33,7 @@ import threading
 import time
 import urllib.request
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,18 @@ class Server:
         finally:
             self.child.kill()
             self._reader.join(5)
+
+
+@contextlib.contextmanager
+def hogs(count: int) -> Iterator[None]:
+    """Processes that want a core each, for as long as the block lasts."""
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for child in busy:
+            child.kill()
+            child.wait()
 
 
 # ---- what clients do
@@ -446,9 +459,10 @@ async def run(server: Server, args: argparse.Namespace) -> dict[str, Any]:
                 await asyncio.sleep(min(1.0, args.seconds / 40))
 
         watching = asyncio.create_task(watch())
-        await asyncio.gather(
-            *(load.client(i, args.seed, until, names) for i in range(args.clients))
-        )
+        with hogs(args.hogs):
+            await asyncio.gather(
+                *(load.client(i, args.seed, until, names) for i in range(args.clients))
+            )
         took = time.monotonic() - begun
         watching.cancel()
         left = None
@@ -460,6 +474,7 @@ async def run(server: Server, args: argparse.Namespace) -> dict[str, Any]:
     assert left is not None
     return {
         "clients": args.clients,
+        "hogs": args.hogs,
         "seconds": round(took, 1),
         "calls": sum(load.counts.values()),
         "by_kind": dict(load.counts),
@@ -513,6 +528,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", help="only these; default: all")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--memory", default="32M", help="for the server's keys and values")
+    parser.add_argument("--hogs", type=int, default=0, help="processes that use a core each")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:

@@ -23,6 +23,7 @@ VERBS = {
     "chat": "Talk to a model in the terminal.",
     "serve": "Serve a model over HTTP: OpenAI's API and others, and a page to chat in.",
     "evaluate": "Measure a model on the built-in tasks.",
+    "guard": "Train a small safety classifier, judge texts, prune a model to a dense one.",
     "export": "Write a model in another format, and compare it after re-loading.",
     "import-meta": "Turn Meta's consolidated checkpoint files into a model folder.",
     "env": "Print versions and hardware for a bug report.",

@@ -26,7 +26,7 @@ def distinct_experts(
     `chosen`), is for load that is not.
     """
     if shares is None:
-        shares = [chosen / experts] * experts
+        shares = [chosen / max(1, experts)] * experts
     return sum(1 - (1 - share) ** tokens for share in shares)
 
 

@@ -14,6 +14,7 @@ what its request alone would give. One thread at a time may use an engine.
 import os
 from collections import deque
 from collections.abc import Generator, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ from herdling.errors import ConfigError, Error
 from herdling.infer.costs import predict
 from herdling.infer.drafts import Drafter, Proposal
 from herdling.infer.kv_quant import layers_of, open_store
+from herdling.infer.pace import Pace
 from herdling.infer.pages import Pages
 from herdling.infer.request import (
     Alternatives,
@@ -67,6 +69,7 @@ class Engine:
         drafter: Drafter | None = None,
         longest_guess: int = 8,
         kv: str = "plain",
+        adapt_threads: bool = False,
     ) -> None:
         """
         Args:
@@ -81,6 +84,8 @@ class Engine:
             longest_guess: most tokens guessed at a time.
             kv: `plain` keeps keys and values in the model's type; `int8`, `int4` and `mixed` code
                 them (`kv_quant`), which takes a half to a quarter of the memory and changes replies.
+            adapt_threads: on a CPU, let each step have one thread of torch or all, by what was faster
+                lately (`pace`). Log-probs may then differ in their last bits from run to run.
         """
         for name, value in (("max_running", max_running), ("step_tokens", step_tokens)):
             if value < 1:
@@ -89,6 +94,8 @@ class Engine:
         self._memory, self._max_running = memory, max_running
         self._step_tokens, self._reuse = step_tokens, reuse
         self._kv, self._layers = kv, layers_of(model.config.text, kv)
+        on_cpu = next(model.parameters()).device.type == "cpu"
+        self._pace = Pace() if adapt_threads and on_cpu else None
         least = 3 * self._layers.page_bytes(next(model.parameters()).dtype)
         if memory is not None and memory < least:  # said now, not with the first request
             raise ConfigError(f"memory is {memory} bytes; the cache needs at least {least}")
@@ -199,6 +206,12 @@ class Engine:
         pieces = scheduler.plan()
         if not pieces:
             return events
+        tokens = sum(len(piece.tokens) for piece in pieces)
+        with self._pace(tokens) if self._pace else nullcontext():
+            return events + self._compute(pieces, runner)
+
+    def _compute(self, pieces: Sequence[Piece], runner: Runner) -> list[Event]:
+        """Run the pieces, and sample where a sequence's tokens are all computed."""
         for piece in pieces:
             speculation = piece.sequence.speculation
             if piece.last and speculation:
@@ -217,7 +230,7 @@ class Engine:
             else:
                 self._note_experts(piece, piece.end, rows, routes)
                 sequence.memory.advance(piece.end, self._reuse)
-        return events + self._sample(ready, hidden, routes)
+        return self._sample(ready, hidden, routes)
 
     def _note_experts(self, piece: Piece, end: int, rows: slice, routes: Tensor | None) -> None:
         """Note the experts of the piece's positions below `end`, where they are wanted."""

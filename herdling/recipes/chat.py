@@ -20,10 +20,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import Positional, UseAppendAction, arg
 
 from herdling.errors import ConfigError, Error, InputError
+from herdling.guard.taxonomy import CATEGORIES
+from herdling.guard.watch import Watch
 
 if TYPE_CHECKING:
+    from herdling.guard.judges import Judge
+    from herdling.guard.policy import Action, Policy
     from herdling.infer.lm import LM
-    from herdling.infer.request import Event
+    from herdling.infer.request import Event, FinishReason
 
 HELP = """\
 /image FILE   show a picture with the next message
@@ -55,6 +59,11 @@ class Config:
     """Draw from the likeliest tokens whose mass reaches this share."""
     seed: int | None = None
     """Makes the replies repeatable; by default each session differs."""
+    guard: UseAppendAction[tuple[str, ...]] = ()
+    """A folder that judges messages and replies: of `herdling guard`, or a Llama Guard 4; may be given
+    several times."""
+    guard_policy: Path | None = None
+    """A YAML file that says what each category brings about; default: everything is blocked."""
     dtype: str | None = None
     """float32, bfloat16 or float16; default: the folder's own."""
     device: str | None = None
@@ -63,11 +72,18 @@ class Config:
 
 def main(config: Config) -> None:
     """Reply once or hold a session. Raises Error for anything that makes a single reply fail."""
+    from herdling.guard.policy import read_policy
     from herdling.infer import lm
 
+    policy = read_policy(config.guard_policy, config.guard)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show every character
-    session = Session(lm.load(config.path, config.dtype, config.device), config)
+    judge = None
+    if config.guard:
+        from herdling.guard.judges import Judges, open_judge
+
+        judge = Judges([open_judge(g, config.dtype, config.device) for g in config.guard])
+    session = Session(lm.load(config.path, config.dtype, config.device), config, judge, policy)
     for path in config.image:
         session.show(path)
     if config.prompt is not None:
@@ -79,13 +95,23 @@ def main(config: Config) -> None:
 class Session:
     """A conversation and the pictures that wait for the next message."""
 
-    def __init__(self, lm: "LM", config: Config) -> None:
+    def __init__(
+        self,
+        lm: "LM",
+        config: Config,
+        judge: "Judge | None" = None,
+        policy: "Policy | None" = None,
+    ) -> None:
+        """`judge` looks at what is said, and `policy` decides what that brings about."""
         from herdling.infer.sampler import check_seed
 
         check_seed(config.seed)
         if config.max_tokens < 1:
             raise ConfigError(f"max_tokens is {config.max_tokens}; it must be at least 1")
+        from herdling.guard.policy import Policy
+
         self._lm, self._config = lm, config
+        self._judge, self._policy = judge, policy or Policy()
         self._seed = int.from_bytes(os.urandom(6)) if config.seed is None else config.seed
         self.messages: list[dict[str, Any]] = []
         self.waiting: list[dict[str, Any]] = []
@@ -110,20 +136,18 @@ class Session:
         """Add a user turn and the model's reply, said piece by piece; False if it was cut short.
 
         Ctrl-C ends the reply and keeps what was said. If nothing was, or after an Error, the turn
-        is as if it had not been.
+        is as if it had not been. Raises InputError for a turn that safeguards stop.
         """
         parts = [*self.waiting, {"type": "text", "text": text}]
         turn = {"role": "user", "content": parts if self.waiting else text}
         said: list[str] = []
         whole = True
         try:
-            with closing(self._events([*self.messages, turn])) as events:
-                for event in events:
-                    if event.text:
-                        said.append(event.text)
-                        say(event.text)
-                    if event.completion is not None:
-                        whole = event.completion.finish_reason == "stop"
+            with closing(self._pieces([*self.messages, turn])) as pieces:
+                for text, ended in pieces:
+                    said.append(text)
+                    say(text)
+                    whole = ended is None or ended == "stop"
         except KeyboardInterrupt:
             if said:
                 self._keep(turn, said)
@@ -134,6 +158,45 @@ class Session:
     def _keep(self, turn: dict[str, Any], said: list[str]) -> None:
         self.messages += [turn, {"role": "assistant", "content": "".join(said)}]
         self.waiting = []
+
+    def _pieces(
+        self, messages: list[dict[str, Any]]
+    ) -> "Generator[tuple[str, FinishReason | None], None, None]":
+        """What may be shown of the reply, piece by piece, and with the last why it ended."""
+        if self._look(messages, self._policy.input, "your message") == "replace":
+            yield self._policy.message, "stop"
+            return
+        watch = Watch(self._policy, messages)
+        with closing(self._events(messages)) as events:
+            for event in events:
+                ended = event.completion and event.completion.finish_reason
+                watch.push(event.text)
+                if self._judge is not None and not (watch.due or ended):
+                    continue
+                if watch.waiting and (what := self._cut(watch)) is not None:
+                    yield what, "stop"
+                    return
+                if (text := watch.passed()) or ended:
+                    yield text, ended
+
+    def _cut(self, watch: "Watch") -> str | None:
+        """What is said in the place of the rest of a reply; None where it may go on."""
+        action = self._look(watch.messages(), self._policy.output, "the reply")
+        stopped = {"replace": self._policy.message, "block": "[stopped by the safeguards]"}
+        return stopped.get(action)
+
+    def _look(self, messages: list[dict[str, Any]], wanted: bool, what: str) -> "Action":
+        """Judge the last message and tell of what is found. Raises InputError for a turn that is blocked."""
+        if self._judge is None or not wanted:
+            return "ignore"
+        verdict = self._judge.judge(messages)
+        action = self._policy.action(verdict)
+        if action != "ignore":
+            names = ", ".join(f"{name} {CATEGORIES[name]}" for name in verdict.categories)
+            print(f"[{verdict.judge} objects to {what}: {names}]", file=sys.stderr)
+        if action == "block" and messages[-1]["role"] == "user":
+            raise InputError("the message was stopped by the safeguards")
+        return action
 
     def _events(self, messages: list[dict[str, Any]]) -> "Generator[Event, None, None]":
         config, lm = self._config, self._lm

@@ -12,6 +12,7 @@ import ipaddress
 import os
 import re
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -21,6 +22,7 @@ from tyro.conf import Positional, UseAppendAction
 from herdling.errors import ConfigError, require
 
 if TYPE_CHECKING:
+    from herdling.guard.judges import Judge
     from herdling.infer.lm import LM
     from herdling.serve.service import Settings
 
@@ -97,6 +99,11 @@ class Config:
     """A web origin (https://app.example.org, or *) whose pages may call; may be given several times."""
     trust_host: UseAppendAction[tuple[str, ...]] = ()
     """A further name under which browsers may reach a server on a local address without keys."""
+    guard: UseAppendAction[tuple[str, ...]] = ()
+    """A folder that judges what comes in and goes out: of `herdling guard`, or a Llama Guard 4; may be
+    given several times."""
+    guard_policy: Path | None = None
+    """A YAML file that says what each category brings about; default: everything is blocked."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least level of the log lines."""
     log_format: Literal["auto", "json", "plain"] = "auto"
@@ -114,6 +121,8 @@ def main(config: Config) -> int:
     require("prometheus_client", "serve")
     settings = read(config)
     adapters = read_adapters(config.adapter)
+    for guard in config.guard:
+        _check_path(guard)
     memory = None if config.memory is None else read_size("memory", config.memory)
     for name in ("max_batch", "step_tokens"):
         if getattr(config, name) < 1:
@@ -135,7 +144,11 @@ def main(config: Config) -> int:
             reuse=config.prefix_reuse,
             kv=config.kv,
             drafter=None if config.draft is None else loading.open_draft(config.draft, lm),
+            adapt_threads=True,
         )
+        # What the first request would wait for (native kernels are compiled once, the cache is made)
+        # belongs to loading.
+        lm.generate([[lm.tokenizer.bos]], max_tokens=1)
         return lm
 
     logs.set_up(config.log_level, config.log_format)
@@ -145,8 +158,22 @@ def main(config: Config) -> int:
         host=config.host,
         port=config.port,
         shutdown_seconds=config.shutdown_seconds,
+        judge=opener(config.guard, config.dtype, config.device),
         on_open=lambda url: print(f"{settings.name} on {url}", file=sys.stderr, flush=True),
     )
+
+
+def opener(
+    guards: Sequence[str], dtype: str | None, device: str | None
+) -> "Callable[[], Judge] | None":
+    """What opens the safeguards, later and elsewhere; None if there are none."""
+
+    def open_all() -> "Judge":
+        from herdling.guard.judges import Judges, open_judge
+
+        return Judges([open_judge(guard, dtype, device) for guard in guards])
+
+    return open_all if guards else None
 
 
 def _check_path(path: str) -> None:
@@ -171,6 +198,7 @@ def _name_of(path: str) -> str:
 
 def read(config: Config) -> "Settings":
     """The server's settings. Raises ConfigError."""
+    from herdling.guard.policy import read_policy
     from herdling.serve.images import Policy
     from herdling.serve.limits import Limits
     from herdling.serve.service import Settings
@@ -199,6 +227,7 @@ def read(config: Config) -> "Settings":
         dialect=config.tool_dialect,
         limits=limits,
         pictures=Policy(config.image_host, config.image_folder),
+        policy=read_policy(config.guard_policy, config.guard),
         trusted=(*_LOCAL, config.host, *config.trust_host) if local else (),
         origins=config.cors_origin,
     )

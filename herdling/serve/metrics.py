@@ -4,7 +4,7 @@ Every service has a registry of its own, so several can live in one process. Nam
 `herdling_`; units are seconds, tokens, bytes. No label ever holds what a user wrote.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from prometheus_client import (
@@ -42,6 +42,12 @@ class Metrics:
             "prefill": self._histogram("prefill_seconds", "Reading a prompt."),
             "decode": self._histogram("decode_seconds", "From the first token to the last."),
         }
+        self._guarded = Counter(
+            "herdling_guarded",
+            "Messages that safeguards objected to, by what was done.",
+            ["where", "action", "category"],
+            registry=self.registry,
+        )
         self._token = self._histogram("token_seconds", "Decode time per token, by reply.")
         self.registry.register(_EngineCollector(service))
 
@@ -63,6 +69,11 @@ class Metrics:
             histogram.observe(getattr(timings, phase))
         if len(completion.ids) > 1:
             self._token.observe(timings.decode / (len(completion.ids) - 1))
+
+    def guarded(self, where: str, action: str, categories: Iterable[str]) -> None:
+        """Count a verdict on `input` or `output` once for each of its categories."""
+        for category in categories:
+            self._guarded.labels(where, action, category).inc()
 
     def text(self) -> bytes:
         """Prometheus' text format."""

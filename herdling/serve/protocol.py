@@ -16,7 +16,7 @@ from herdling.serve.errors import bad_request
 if TYPE_CHECKING:
     from herdling.infer.request import Alternatives, Completion
 
-FinishReason = Literal["stop", "length", "tool_calls"]
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 ToolChoice = Literal["none", "auto", "required"]
 _SEEDS = 2**63
 

@@ -8,6 +8,7 @@ async with await service.chat(chat) as replies:
 import json
 import uuid
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from herdling.infer.request import Alternatives, Completion, Event
     from herdling.inputs.tokenizer import Tokenizer
+    from herdling.serve.guarding import Refusal, Watching
     from herdling.serve.worker import Tickets
 
 
@@ -29,21 +31,27 @@ class Replies:
 
     def __init__(
         self,
-        tickets: "Tickets",
+        tickets: "Tickets | Refusal",
         tokenizer: "Tokenizer",
         *,
         calls: bool = False,
         most_calls: int = 128,
         n: int = 1,
         ended: "Callable[[Completion], None] | None" = None,
+        watching: "Watching | None" = None,
+        refused: bool = False,
     ) -> None:
-        """`calls`: look for tool calls in the text; of each reply the first `most_calls` count."""
+        """`calls`: look for tool calls in the text; of each reply the first `most_calls` count.
+
+        `watching` judges the replies before they go out; `refused`: the tickets are a `Refusal`.
+        """
         self.tickets, self.tokenizer = tickets, tokenizer
         count = len(tickets.requests)
         self._splitters = [CallSplitter() for _ in range(count)] if calls else []
         self._most_calls = most_calls
         self.usage = Usage(prompt_tokens=sum(len(r.ids) for r in tickets.requests[::n]))
         self._n, self._ended = n, ended
+        self._watching, self._refused = watching, refused
         self.completions = 0
         """Choices that have ended."""
 
@@ -55,14 +63,22 @@ class Replies:
 
     async def __aiter__(self) -> AsyncIterator[Delta]:
         """Raises ApiError when a request fails; leaving early cancels what is unfinished."""
+        deltas = self._grow()
+        if self._watching is not None:
+            deltas = self._watching.over(deltas, self)
         try:
-            async for choice, event in self.tickets:
-                if event.error is not None:
-                    raise of(event.error)
-                for delta in self._deltas(choice, event):
+            async with aclosing(deltas):  # pyright: ignore[reportArgumentType]
+                async for delta in deltas:
                     yield delta
         finally:
             self.tickets.close()
+
+    async def _grow(self) -> AsyncIterator[Delta]:
+        async for choice, event in self.tickets:
+            if event.error is not None:
+                raise of(event.error)
+            for delta in self._deltas(choice, event):
+                yield delta
 
     async def collect(self) -> list[Reply]:
         """Every choice, in order, once all have ended."""
@@ -103,6 +119,8 @@ class Replies:
             self.usage.cached_tokens += completion.cached_tokens
         # What was cut by the clock or at shutdown is as short as what ran out of tokens.
         finish: FinishReason = "stop" if completion.finish_reason == "stop" else "length"
+        if self._refused:
+            finish = "content_filter"
         if self._splitters:
             rest, found = self._splitters[choice].end()
             if rest:

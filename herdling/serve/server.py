@@ -25,6 +25,7 @@ from herdling.serve.app import create
 from herdling.serve.service import Service, Settings
 
 if TYPE_CHECKING:
+    from herdling.guard.judges import Judge
     from herdling.infer.lm import LM
 
 log = logging.getLogger(__name__)
@@ -113,10 +114,12 @@ def run(
     shutdown_seconds: float = 25.0,
     connections: int | None = None,
     on_open: Callable[[str], None] = lambda url: None,
+    judge: "Callable[[], Judge] | None" = None,
 ) -> int:
     """Serve until a signal or a failure; returns the exit status.
 
-    `load` runs in a thread of its own while calls are answered 503; `on_open` gets the address when the
+    `load` (and `judge`, which opens the safeguards) runs in a thread of its own while calls are answered
+    503; `on_open` gets the address when the
     port is open. Port 0 takes a free one. Raises ConfigError if the address cannot be had.
     """
     listener = bind(host, port)
@@ -133,7 +136,7 @@ def run(
     )
     server = Server(config, service, shutdown_seconds)
     service.on_failure = server.failed
-    loader = threading.Thread(target=_load, args=(service, server, load), daemon=True)
+    loader = threading.Thread(target=_load, args=(service, server, load, judge), daemon=True)
     try:
         with server.signals():
             loader.start()
@@ -150,13 +153,18 @@ def run(
     return server.status
 
 
-def _load(service: Service, server: Server, load: "Callable[[], LM]") -> None:
+def _load(
+    service: Service,
+    server: Server,
+    load: "Callable[[], LM]",
+    judge: "Callable[[], Judge] | None",
+) -> None:
     begun = time.monotonic()
     try:
         lm = load()
         if server.should_exit:
             return
-        service.ready(lm)
+        service.ready(lm, judge=None if judge is None else judge())
     except Exception as problem:
         if server.should_exit:
             return

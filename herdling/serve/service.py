@@ -21,10 +21,13 @@ from herdling.serve.replies import Replies
 from herdling.serve.worker import Engine, Worker
 
 if TYPE_CHECKING:
+    from herdling.guard.judges import Judge
+    from herdling.guard.policy import Policy
     from herdling.infer.grammar import Grammar
     from herdling.infer.lm import LM
     from herdling.infer.request import Request
     from herdling.inputs.chat import Rendered
+    from herdling.serve.guarding import Guarding
 
 # Meta's own for chat (`herdling.infer.lm.CHAT_DEFAULTS`, which would bring torch along).
 CHAT_DEFAULTS = Options(temperature=0.6, top_p=0.9)
@@ -51,6 +54,8 @@ class Settings:
     """Names under which browsers may reach this server (the Host header); none allows any."""
     origins: tuple[str, ...] = ()
     """Web origins that may call from a browser (CORS)."""
+    policy: "Policy | None" = None
+    """What safeguards do with what they object to; None: `Policy()`."""
     created: int = field(default_factory=lambda: int(time.time()))
 
 
@@ -63,6 +68,8 @@ class Service:
         self.metrics = Metrics(self)
         self.lm: LM | None = None
         self.worker: Worker | None = None
+        self.guarding: Guarding | None = None
+        """Judges what comes in and goes out; None lets everything pass."""
         self.failure: str | None = None
         """Why this server cannot answer any more."""
         self.draining = False
@@ -76,8 +83,13 @@ class Service:
 
     # ---- life
 
-    def ready(self, lm: "LM", engine: Engine | None = None) -> None:
+    def ready(self, lm: "LM", engine: Engine | None = None, judge: "Judge | None" = None) -> None:
         """Begin to answer with a loaded model; `engine` defaults to the model's own."""
+        if judge is not None:
+            from herdling.guard.policy import Policy
+            from herdling.serve.guarding import Guarding
+
+            self.guarding = Guarding(judge, self.settings.policy or Policy(), self.metrics)
         self.worker = Worker(engine or lm.engine, self.limits.queue, self._failed)
         self.lm = lm
 
@@ -89,6 +101,8 @@ class Service:
         """End the engine's thread."""
         if self.worker is not None:
             self.worker.stop()
+        if self.guarding is not None:
+            self.guarding.close()
         self._pictures.shutdown(wait=False, cancel_futures=True)
 
     def state(self) -> tuple[str, str | None]:
@@ -137,6 +151,7 @@ class Service:
         adapter = self.adapter(chat.model)
         check_options(chat.options, self.limits)
         tools = _offered(chat, self.limits)
+        conversation = await self._to_judge(chat.messages)
         prompt = await self.render(chat.messages, tools)
         check_prompt(prompt.ids, self.context, self.limits, "messages")
         grammar = await asyncio.to_thread(self._grammar, chat, tools)
@@ -145,7 +160,9 @@ class Service:
             options = replace(options, max_tokens=self.limits.default_max_tokens)
         requests = self.requests(prompt, options, adapter, grammar)
         calls = self.limits.tools if chat.parallel_tool_calls else 1
-        return await self.submit(requests, calls=bool(tools), most_calls=calls, n=options.n)
+        return await self.submit(
+            requests, calls=bool(tools), most_calls=calls, n=options.n, conversations=[conversation]
+        )
 
     async def complete(
         self,
@@ -154,8 +171,12 @@ class Service:
         model: str | None = None,
         format: Format = PLAIN,
         defaults: Options = COMPLETION_DEFAULTS,
+        conversations: "Sequence[Sequence[Mapping[str, Any]]] | None" = None,
     ) -> Replies:
-        """The continuations of token ids, n of each prompt side by side. Raises ApiError or Error."""
+        """The continuations of token ids, n of each prompt side by side. Raises ApiError or Error.
+
+        `conversations` is what safeguards judge in the place of the prompts' text.
+        """
         self.need()
         adapter = self.adapter(model)
         check_options(options, self.limits, len(prompts))
@@ -167,7 +188,20 @@ class Service:
                 _ids(prompt), self.context + (options.max_tokens == 0), self.limits, "prompt"
             )
             requests += self.requests(prompt, options, adapter, grammar)
-        return await self.submit(requests, n=options.n)
+        if conversations is None and self.guarding is not None:
+            decode = self.need()[0].tokenizer.decode
+            texts = [decode(_ids(prompt), surrogates=False) for prompt in prompts]
+            conversations = [[{"role": "user", "content": text}] for text in texts]
+        judged = [await self._to_judge(messages) for messages in conversations or ()]
+        return await self.submit(requests, n=options.n, conversations=judged)
+
+    async def _to_judge(self, messages: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+        """A conversation as safeguards read it: with its pictures opened, if they look at any."""
+        if self.guarding is None or not self.guarding.sees or images.count(messages) == 0:
+            return messages
+        policy, limits = self.settings.pictures, self.limits
+        opened = asyncio.get_running_loop().run_in_executor
+        return await opened(self._pictures, images.opened, messages, policy, limits)
 
     async def submit(
         self,
@@ -176,10 +210,22 @@ class Service:
         calls: bool = False,
         most_calls: int = 128,
         n: int = 1,
+        conversations: Sequence[Sequence[Mapping[str, Any]]] = (),
     ) -> Replies:
-        """Put requests into the engine, all or none. Raises ApiError or Error."""
+        """Put requests into the engine, all or none. Raises ApiError or Error.
+
+        `conversations`, one for n requests each, are judged first where there are safeguards.
+        """
         lm, worker = self.need()
-        tickets = await worker.submit(requests, self.limits.seconds)
+        watching, refused = None, False
+        if self.guarding is not None:
+            for messages in conversations:
+                refused = await self.guarding.incoming(messages) or refused
+            watching = self.guarding.outgoing([m for m in conversations for _ in range(n)])
+        if refused and self.guarding is not None:
+            tickets, watching = self.guarding.refusal(requests), None
+        else:
+            tickets = await worker.submit(requests, self.limits.seconds)
         at_end(tickets.close)
         return Replies(
             tickets,
@@ -188,6 +234,8 @@ class Service:
             most_calls=most_calls,
             n=n,
             ended=self.metrics.ended,
+            watching=watching,
+            refused=refused,
         )
 
     async def render(

@@ -273,6 +273,10 @@ class Tickets(_OnLoop):
         """Cancel what is unfinished, and keep listening for how it ended."""
         self._worker._post(self._cancel)
 
+    def drop(self, choice: int) -> None:
+        """Cancel one request, and keep listening for how it ended."""
+        self._worker._post(lambda: self._cancel([choice]))
+
     def close(self) -> None:
         """Cancel what is unfinished, and listen no more."""
         if self._timer is not None:
@@ -298,8 +302,8 @@ class Tickets(_OnLoop):
             return
         self._post(self._admitted)
 
-    def _cancel(self) -> None:
-        for id in self._ids:
+    def _cancel(self, choices: "Sequence[int] | None" = None) -> None:
+        for id in self._ids if choices is None else [self._ids[choice] for choice in choices]:
             if id in self._worker._by_id:
                 self._worker._engine.cancel(id)
 

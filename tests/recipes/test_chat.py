@@ -20,6 +20,8 @@ import herdling
 from herdling.cli import main
 from herdling.config import parse
 from herdling.errors import InputError
+from herdling.guard.policy import Policy
+from herdling.guard.taxonomy import Verdict
 from herdling.infer.lm import LM
 from herdling.inputs.tokenizer import Tokenizer
 from herdling.model.config import preset
@@ -256,3 +258,54 @@ def _read_until(shell: int, words: bytes, least: int = 1, seconds: float = 90) -
         if select.select([shell], [], [], left)[0]:
             screen += os.read(shell, 4096)
     return screen
+
+
+class Objector:
+    """Objects to messages that hold its word."""
+
+    name = "objector"
+
+    def __init__(self, word: str) -> None:
+        self.word = word
+
+    def judge(self, messages):
+        found = ("S1",) if self.word in messages[-1]["content"] else ()
+        return Verdict(found, float(bool(found)), self.name)
+
+
+def test_safeguards_stop_a_message_and_leave_the_session_as_it_was(lm, capsys):
+    session = chat.Session(lm, config_of("x", *SHORT), Objector("evil"))
+    said = []
+    with pytest.raises(InputError, match="stopped by the safeguards"):
+        session.reply("an evil word", said.append)
+    assert (said, session.messages) == ([], [])
+    assert "objector objects to your message: S1 Violent Crimes" in capsys.readouterr().err
+    session = chat.Session(lm, config_of("x", *SHORT), Objector("evil"), Policy({"S1": "replace"}))
+    assert session.reply("an evil word", said.append)
+    assert said == [Policy().message]
+
+
+def test_safeguards_cut_a_reply(lm, capsys):
+    config = config_of("x", "--max-tokens", "60", "--temperature", "0")
+    plain = []
+    chat.Session(lm, config).reply("what?", plain.append)
+    text = "".join(plain)
+    word = text[30:36]
+    said = []
+    session = chat.Session(lm, config, Objector(word), Policy(window=10))
+    session.reply("what?", said.append)
+    shown, ending = "".join(said[:-1]), said[-1]
+    assert ending == "[stopped by the safeguards]"
+    assert text.startswith(shown)
+    assert word not in shown
+    assert len(shown) <= text.index(word) + len(word)
+    logged = []
+    session = chat.Session(lm, config, Objector(word), Policy({"default": "log"}, window=10))
+    session.reply("what?", logged.append)
+    assert "".join(logged) == text
+    assert "objects to the reply" in capsys.readouterr().err
+
+
+def test_a_policy_without_a_guard_is_an_error(folder, tmp_path, capsys):
+    assert main(["chat", folder, "-p", "x", "--guard-policy", str(tmp_path / "p.yaml")]) == 2
+    assert "nothing judges" in capsys.readouterr().err

@@ -84,7 +84,7 @@ async def _begin(service: Service, chat: Chat) -> tuple[Writer, Replies]:
     if messages_in.begun(chat)[1]:
         prompt = await _prompt(service, chat)
         replies = await service.complete(
-            [prompt], chat.options, chat.model, chat.format, CHAT_DEFAULTS
+            [prompt], chat.options, chat.model, chat.format, CHAT_DEFAULTS, [chat.messages]
         )
     else:
         replies = await service.chat(chat)

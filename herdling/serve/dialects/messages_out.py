@@ -14,7 +14,8 @@ from herdling.serve.errors import ApiError
 from herdling.serve.protocol import Delta, FinishReason, ToolCall, Usage
 
 Event = dict[str, Any]
-_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
+_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use",
+            "content_filter": "refusal"}  # fmt: skip
 _TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",

@@ -73,7 +73,7 @@ class Writer:
             **self._head(),
             **self._field(text, calls),
             "done": True,
-            "done_reason": "length" if ended.finish == "length" else "stop",
+            "done_reason": "stop" if ended.finish == "tool_calls" else ended.finish or "stop",
             **self._logprobs(tokens),
             **context,
             "total_duration": total,

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from herdling.inputs.tokenizer import Tokenizer
 
 Event = dict[str, Any]
+_SHORT = {"length": "max_output_tokens", "content_filter": "content_filter"}
 # What is told back as it was sent, with what the API takes for granted.
 _ECHOED = {
     "instructions": None,
@@ -100,13 +101,13 @@ class Writer:
 
     def end(self, usage: Usage) -> list[Event]:
         """The events after the last delta; `response` is whole from then on."""
-        short = self._finish == "length"
-        status = "incomplete" if short else "completed"
+        reason = _SHORT.get(self._finish)
+        status = "incomplete" if reason else "completed"
         events = [] if self.response["output"] else self._open()
         events += self._close(status)
         self.response["status"] = status
-        if short:
-            self.response["incomplete_details"] = {"reason": "max_output_tokens"}
+        if reason:
+            self.response["incomplete_details"] = {"reason": reason}
         else:
             self.response["completed_at"] = int(time.time())
         self.response["usage"] = usage_of(usage)

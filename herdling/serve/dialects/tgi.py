@@ -19,7 +19,7 @@ from starlette.responses import Response
 from herdling.serve import errors, stream
 from herdling.serve.dialects import bodies, documented, fields
 from herdling.serve.openai_chat import finite
-from herdling.serve.protocol import Delta, Format, Options, Reply, Token
+from herdling.serve.protocol import Delta, FinishReason, Format, Options, Reply, Token
 from herdling.serve.replies import Replies
 from herdling.serve.service import Service
 from herdling.serve.stream import EventStream, until_gone
@@ -186,7 +186,7 @@ def write(body: Body, reply: Reply, replies: Replies) -> Object:
         text = replies.tokenizer.decode([id], surrogates=False)
         prefill.append({"id": id, "text": text, "logprob": logprob})
     out["details"] = {
-        **_ending(completion, replies),
+        **_ending(completion, replies, reply.finish),
         "prefill": prefill,
         "tokens": [_token(token, replies) for token in reply.tokens],
     }
@@ -212,7 +212,10 @@ async def _events(body: Body, replies: Replies) -> AsyncIterator[str]:
                     held = held or {"index": 0, "token": _nothing(replies)}
                     held["generated_text"] = _text(body, "".join(texts))
                     length = len(replies.tickets.requests[0].ids)
-                    held["details"] = {**_ending(delta.completion, replies), "input_length": length}
+                    held["details"] = {
+                        **_ending(delta.completion, replies, delta.finish),
+                        "input_length": length,
+                    }
         if held is not None:
             yield stream.event(held)
     except Exception as problem:
@@ -251,12 +254,14 @@ def _top(token: Token, replies: Replies) -> list[Object]:
     return [_token(replies.token(id, logprob, []), replies) for id, logprob in token.top]
 
 
-def _ending(completion: "Completion", replies: Replies) -> Object:
+def _ending(completion: "Completion", replies: Replies, finish: FinishReason | None) -> Object:
     request = replies.tickets.requests[0]
     reason = "length"
     if completion.finish_reason == "stop":
         ended = completion.ids and completion.ids[-1] in request.stop_ids
         reason = "eos_token" if ended else "stop_sequence"
+    if finish == "content_filter":
+        reason = finish
     return {
         "finish_reason": reason,
         "generated_tokens": len(completion.ids),
