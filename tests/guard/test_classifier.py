@@ -34,7 +34,9 @@ def test_windows_cover_every_word_and_overlap(count):
     assert {w for window in found for w in window} == set(given)
     assert len(found) >= 1
     assert all(len(window) <= WINDOW for window in found)
-    for i in range(count - STRIDE + 1):  # whatever fits in a stride's overlap stands whole in one window
+    for i in range(
+        count - STRIDE + 1
+    ):  # whatever fits in a stride's overlap stands whole in one window
         run = given[i : i + STRIDE]
         assert any(run == list(window[j : j + STRIDE]) for window in found for j in range(WINDOW))
 
@@ -71,7 +73,9 @@ def test_a_folder_comes_back_the_same(tmp_path):
     assert again.scores(text) == classifier.scores(text)
     judge = open_judge(tmp_path)
     assert isinstance(judge, TextJudge)
-    assert judge.judge([{"role": "user", "content": text}]).score == max(again.scores(text).values())
+    assert judge.judge([{"role": "user", "content": text}]).score == max(
+        again.scores(text).values()
+    )
 
 
 def test_broken_folders_are_told(tmp_path):

@@ -126,7 +126,9 @@ def test_a_guard_folder_is_asked_through_the_engine(tmp_path, tok):
     rendered = chat.render(question(talk), judge.lm.tokenizer)
     assert judge.request(talk).ids == rendered.ids
     text = judge.lm.generate([rendered], max_tokens=32, temperature=0.0)[0].text
-    assert verdict.categories == answer(text).categories == ("unreadable",)  # a toy speaks no verdict
+    assert (
+        verdict.categories == answer(text).categories == ("unreadable",)
+    )  # a toy speaks no verdict
 
 
 @pytest.mark.parametrize("tell", ["safe", "unsafe\nS9"])
