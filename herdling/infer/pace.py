@@ -1,10 +1,9 @@
 """One thread for torch or all of them, whichever is faster just now.
 
 A step of a small model is hundreds of short operations, and with several threads each ends at a barrier.
-Where other programs want the cores too, the barrier waits for a thread that is not running: 64 clients
-on two cores at a load of 9 were answered 14 times slower with two threads than with one
-(docs/serving.md). On an idle machine two are faster. Nothing says beforehand which it is, so both are
-timed, and what trying costs is kept to a small share of all time.
+Where other programs want the cores too, the barrier waits for a thread that is not running, and steps
+take many times as long (docs/serving.md). On an idle machine all threads are faster. Nothing says
+beforehand which it is, so both are timed, and what trying costs is kept to a small share of all time.
 
 Results may differ in the last bits with the number of threads, so this is for serving; rollouts that must
 repeat exactly keep one number.
