@@ -168,6 +168,35 @@ def make_document(rng: random.Random, lines: int = 1, longest: int = 4) -> Docum
     return Document(_style(rng, chosen, (0.9, 1.0)))
 
 
+@dataclass(frozen=True)
+class Table:
+    """A page of words, each with a digit beside it."""
+
+    page: Page
+    entries: tuple[tuple[str, int], ...]
+
+    @property
+    def content(self) -> str:
+        return f"table {', '.join(self.page.lines)}"
+
+
+def make_table(rng: random.Random, lines: int = 2, longest: int = 3) -> Table:
+    """`lines` different words of at most `longest` letters with different digits from 1 to 9."""
+    if not 1 <= lines <= len(_ORDINALS):
+        raise ConfigError(f"lines is {lines}; it must be 1 to {len(_ORDINALS)}")
+    chosen = rng.sample(words("train", longest), lines)
+    entries = tuple(zip(chosen, rng.sample(range(1, 10), lines), strict=True))
+    page = _style(rng, tuple(f"{word} {digit}" for word, digit in entries), (0.9, 1.0))
+    return Table(page, entries)
+
+
+def beside_wording(rng: random.Random, word: str) -> str:
+    return one_of(
+        rng, f"Which number stands beside {word}?", f"What is the number of {word}?",
+        f"Read the number after {word}.",
+    )  # fmt: skip
+
+
 def word_wording(rng: random.Random, line: int, lines: int) -> str:
     """Ask for the word in `line` (from 0) of `lines`."""
     if lines == 1:

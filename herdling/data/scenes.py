@@ -138,6 +138,13 @@ def place_wording(rng: random.Random, shape: str) -> str:
     )  # fmt: skip
 
 
+def point_wording(rng: random.Random, shape: str) -> str:
+    return one_of(
+        rng, f"Point at the {shape}: across and down, 0 to 9.",
+        f"At which point is the {shape}, across and down from 0 to 9?",
+    )  # fmt: skip
+
+
 def scene_picture(scene: Scene, rng: random.Random, side: int) -> Picture:
     asked = tuple(scene.questions(rng))
     return Picture((scene.draw(side),), scene.caption(), asked, scene.content)

@@ -70,9 +70,9 @@ def last_number(reply: str) -> Decimal | None:
         return None
     line = next((line for line in reversed(reply.split("\n")) if line.strip()), "")
     text = normalise(line.strip(" \t\r*$#"))
-    before, _, last = text.rpartition("=") if "=" in text else text.rpartition(":")
-    before, last = (before, last) if before else ("", _ANSWER_IS.sub("", text))
-    return _decimal(last.strip()) if _NUMBER.fullmatch(last.strip()) else None
+    mark = "=" if "=" in text else ":"
+    last = (text.rpartition(mark)[2] if mark in text else _ANSWER_IS.sub("", text)).strip()
+    return _decimal(last) if _NUMBER.fullmatch(last) else None
 
 
 def _decimal(text: str) -> Decimal:

@@ -15,17 +15,26 @@ IMAGE_TASKS: dict[str, str] = {
     "count_shapes": "shapes:CountShapes",
     "locate_shape": "shapes:LocateShape",
     "shape_colour": "shapes:ShapeColour",
+    "point_shape": "shapes:PointShape",
     "moving_shape": "shapes:MovingShape",
     "largest_bar": "charts:LargestBar",
     "bar_value": "charts:BarValue",
     "read_word": "documents:ReadWord",
+    "read_table": "tables:ReadTable",
 }
 TEXT_TASKS: dict[str, str] = {
     "arithmetic": "arithmetic:Arithmetic",
+    "arithmetic_steps": "steps:Steps",
     "cldr_names": "cldr_names:CldrNames",
     "languages": "languages:Languages",
     "sorting": "sorting:Sorting",
     "strings": "strings:Strings",
+    "dates": "dates:Dates",
+    "units": "units:Units",
+    "translation": "translation:Translation",
+    "functions": "functions:Functions",
+    "retrieval": "retrieval:Retrieval",
+    "instructions": "instructions:Instructions",
 }
 TOOL_TASKS: dict[str, str] = {
     "calculator": "calculator:Calculator",

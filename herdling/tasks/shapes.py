@@ -1,10 +1,11 @@
-"""Four tasks on coloured shapes: how many, which corner, which colour, and which way one moves.
+"""Tasks on coloured shapes: how many, which corner, which point, which colour, which way one moves.
 
 Scenes are split by their arrangement, so no arrangement asked about in the test split is trained on
 by any of these tasks, nor by the captions of `herdling.data.rendered`.
 """
 
 import random
+import re
 
 from herdling.data.scenes import (
     COLOURS,
@@ -21,9 +22,12 @@ from herdling.data.scenes import (
     make_scene,
     make_target_scene,
     place_wording,
+    point_wording,
 )
 from herdling.data.split import draw
-from herdling.tasks.base import Item, ask, exact
+from herdling.tasks.base import LONGEST_REPLY, Item, ask, exact
+
+_POINT = re.compile(r"\(?([0-9])[ ,] ?([0-9])\)?\.?")
 
 
 class CountShapes:
@@ -72,6 +76,35 @@ class LocateShape:
 
     def grade(self, item: Item, reply: str) -> float:
         return exact(item.answer, reply)
+
+
+class PointShape:
+    """Where is the circle? In tenths of the width and of the height: `3 7`, each at most 1 off."""
+
+    name = "point_shape"
+    chance = 1 / 9  # the middle of one of the nine cells
+
+    def __init__(self, seed: int = 0, side: int = 32) -> None:
+        self.seed, self.side = seed, side
+
+    def item(self, index: int, split: str) -> Item:
+        def make(rng: random.Random) -> tuple[Scene, Thing, str]:
+            scene, target = make_target_scene(rng)
+            return scene, target, point_wording(rng, target.shape)
+
+        scene, target, question = draw(
+            self.name, self.seed, split, index, make, lambda made: made[0].content
+        )
+        across, down = (int(10 * share) for share in target.centre)
+        messages = ask(question, scene.draw(self.side))
+        return Item(messages, f"{across} {down}", (len(scene.things) - 1) / 2, scene.content)
+
+    def grade(self, item: Item, reply: str) -> float:
+        said = _POINT.fullmatch(reply.strip()) if len(reply) <= LONGEST_REPLY else None
+        if said is None:
+            return 0.0
+        right = map(int, item.answer.split())
+        return float(all(abs(int(a) - b) <= 1 for a, b in zip(said.groups(), right, strict=True)))
 
 
 class ShapeColour:

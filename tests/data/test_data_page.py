@@ -7,7 +7,6 @@ import pytest
 
 from herdling.data.spec import Opening, open_sources
 from herdling.inputs.tokenizer import Tokenizer
-from herdling.tasks.registry import TEXT_TASKS, create
 
 PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
 
@@ -25,10 +24,3 @@ def test_the_records_are_records(tmp_path: Path) -> None:
     opening = Opening(Tokenizer.train([], 300), split="all")
     ((source, _),) = open_sources(str(tmp_path / "a.jsonl"), opening)
     assert source.size == 2
-
-
-def test_chances_are_those_of_the_tasks() -> None:
-    rows = dict(re.findall(r"^\| `(\w+)` \| .* \| ([\d.]+) \|$", PAGE, re.MULTILINE))
-    assert {name: float(chance) for name, chance in rows.items()} == {
-        name: pytest.approx(create(name).chance, abs=0.005) for name in TEXT_TASKS
-    }

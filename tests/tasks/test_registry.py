@@ -67,8 +67,14 @@ def test_items_are_well_formed(drawn: tuple[Task, dict[str, list[Item]]]) -> Non
     )
 
 
+OWN_RULES = {"functions", "instructions", "arithmetic_steps"}
+"""Tasks where case matters or working is free; tests of their own try to fool them."""
+
+
 def test_grading(drawn: tuple[Task, dict[str, list[Item]]]) -> None:
     task, items = drawn
+    if task.name in OWN_RULES:
+        pytest.skip("graded by rules of its own")
     everything = " ".join(dict.fromkeys(item.answer for item in items["test"]))
     for item in items["test"][:50]:
         assert task.grade(item, item.answer) == 1.0
