@@ -21,6 +21,7 @@ VERBS = {
     "pretrain": "Train a model from random weights on packed documents, text and images mixed.",
     "sft": "Tune a model on conversations.",
     "chat": "Talk to a model in the terminal.",
+    "redteam": "Attack a model with templates: success by category, and over-refusal.",
     "serve": "Serve a model over HTTP: OpenAI's API and others, and a page to chat in.",
     "evaluate": "Measure a model on the built-in tasks.",
     "guard": "Train a small safety classifier, judge texts, prune a model to a dense one.",

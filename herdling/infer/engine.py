@@ -311,9 +311,10 @@ class Engine:
     ) -> list[Event]:
         """Add tokens to a reply until it ends."""
         events = []
-        for token, logprob, top in new:
+        for i, (token, logprob, top) in enumerate(new):
             try:
-                event = sequence.take(token, logprob, top, sequence.accept(token))
+                complete = sequence.accept(token)
+                event = sequence.take(token, logprob, top, complete, len(new) - i)
             except Error as problem:
                 event = Event(sequence.index, None, 0.0, "", error=problem)
             self._counts["new"] += 1

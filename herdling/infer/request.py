@@ -112,6 +112,9 @@ class Event:
     top: Alternatives = field(default_factory=list)
     error: Error | None = None
     """Why the request failed; the others go on."""
+    experts: Tensor | None = None
+    """(MoE layers, k) int16: where the reply's token before this one went, if `want_experts`. A token is
+    routed only when the model reads it, a step after it was sampled."""
 
 
 @dataclass(frozen=True)

@@ -241,8 +241,13 @@ class Sequence:
         self.matcher.advance(token)
         return self.matcher.finished
 
-    def take(self, token: int, logprob: float, top: Alternatives, complete: bool) -> Event:
-        """Add a sampled token and say what it brought; `complete`: a grammar allows no more."""
+    def take(
+        self, token: int, logprob: float, top: Alternatives, complete: bool, behind: int = 1
+    ) -> Event:
+        """Add a sampled token and say what it brought; `complete`: a grammar allows no more.
+
+        `behind`: how many positions before the last one computed this token is due to, counted from 1.
+        """
         if not math.isfinite(logprob):
             new = len(self.ids) - self.prompt
             raise Error(
@@ -251,6 +256,8 @@ class Sequence:
             )
         if len(self._times) == 2:
             self._times.append(time.perf_counter())
+        known = self.memory.routes and len(self.ids) > self.prompt
+        experts = self.memory.routes[-1][-behind] if known else None
         self.ids.append(token)
         self._logprobs.append(logprob)
         if self.request.top_logprobs:
@@ -271,7 +278,7 @@ class Sequence:
                 reason = "stop"
         self._pieces.append(text)
         done = None if reason is None else self.completion(reason)
-        return Event(self.index, token, logprob, text, done, top)
+        return Event(self.index, token, logprob, text, done, top, experts=experts)
 
     def end(self, reason: FinishReason) -> Event:
         """The last event where no token brings it."""

@@ -311,5 +311,6 @@ class _Answer:
                 "logprob": finite(token.logprob),
                 "top": [[id, finite(logprob)] for id, logprob in token.top],
                 "experts": None,
+                "previous_experts": token.previous_experts,
             }
         return piece

@@ -87,6 +87,8 @@ class Token:
     logprob: float
     """Natural, of the raw logits."""
     top: "Alternatives"
+    previous_experts: list[list[int]] | None = None
+    """Where the reply's token before this one went, by MoE layer, if that was asked for."""
 
 
 @dataclass(frozen=True)

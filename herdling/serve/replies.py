@@ -107,7 +107,8 @@ class Replies:
         tokens = []
         if event.token is not None:
             self.usage.completion_tokens += 1
-            tokens = [self.token(event.token, event.logprob, event.top)]
+            experts = None if event.experts is None else event.experts.tolist()
+            tokens = [self.token(event.token, event.logprob, event.top, experts)]
         text = self._splitters[choice].push(event.text) if self._splitters else event.text
         out = [Delta(choice, text, tokens)]
         completion = event.completion
@@ -142,9 +143,16 @@ class Replies:
         if completion.timings is not None:
             note(**asdict(completion.timings))
 
-    def token(self, id: int, logprob: float, top: "Alternatives") -> Token:
+    def token(
+        self,
+        id: int,
+        logprob: float,
+        top: "Alternatives",
+        previous_experts: list[list[int]] | None = None,
+    ) -> Token:
         """A token with its text."""
-        return Token(id, self.tokenizer.decode([id], surrogates=False), logprob, top)
+        text = self.tokenizer.decode([id], surrogates=False)
+        return Token(id, text, logprob, top, previous_experts)
 
 
 def arguments(call: ToolCall) -> str:

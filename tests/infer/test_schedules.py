@@ -379,3 +379,25 @@ def test_a_stop_inside_a_guess_ends_the_reply(plain_lm):
     reply = engine.run([replace(request, stop_ids=(free[end],))])[0]
     assert (reply.ids, reply.finish_reason) == (free[: end + 1], "stop")
     assert engine.stats().pages_used == 0
+
+
+@pytest.mark.parametrize("how", ["plain", "put back", "guesses"])
+def test_experts_are_told_with_the_next_token(plain_lm, how):
+    lm = plain_lm
+    options = {
+        "plain": {},
+        "put back": {"memory": 9 * page_bytes(lm), "step_tokens": 16},
+        "guesses": {"drafter": Oracle(lm), "longest_guess": 5},
+    }
+    engine = Engine(lm.model, lm.tokenizer, **options[how])
+    requests = [replace(prompt(lm, 20, i), max_tokens=60, want_experts=True) for i in (1, 2)]
+    told: dict[int, list] = {0: [], 1: []}
+    for event in engine.stream(requests):
+        told[event.index].append(event.experts)
+        if event.completion is not None:
+            first, *later = told[event.index]
+            assert first is None
+            assert event.completion.experts is not None
+            assert torch.equal(torch.stack(later), event.completion.experts[20:])
+    stats = engine.stats()
+    assert (stats.preemptions > 0, stats.accepted > 0) == (how == "put back", how == "guesses")

@@ -301,7 +301,7 @@ def _chunks(body: dict[str, Any], said: str) -> Any:
     for i, text in enumerate(tokens(reply)):
         written.append(text)
         logprobs = {"content": [_scored(i, text)]} if body.get("logprobs") else None
-        yield chunk({"content": text}, index=i, logprobs=logprobs)
+        yield chunk({"content": text}, index=i, logprobs=logprobs, **_before(body, i, written))
     more = {}
     if body.get("herdling", {}).get("experts"):
         rows = [{"token": i, "text": t, "experts": _route(i, t)} for i, t in enumerate(written)]
@@ -311,6 +311,16 @@ def _chunks(body: dict[str, Any], said: str) -> Any:
     usage = {"prompt_tokens": 40 + len(said), "completion_tokens": len(written) + 1}
     usage["prompt_tokens_details"] = {"cached_tokens": 16}  # pyright: ignore
     yield {**frame, "choices": [], "usage": usage}
+
+
+def _before(body: dict[str, Any], i: int, written: list[str]) -> dict[str, Any]:
+    """The experts of the token before, with each token, as the real server tells them."""
+    if not body.get("herdling", {}).get("experts"):
+        return {}
+    known = _route(i - 1, written[i - 1]) if i else None
+    return {
+        "herdling": {"token": i, "text": written[i], "experts": None, "previous_experts": known}
+    }
 
 
 def _call_pieces() -> list[dict[str, Any]]:

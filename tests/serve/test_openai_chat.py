@@ -254,6 +254,8 @@ def test_experts_of_every_token(make_service, ask, lm):
     layers = len(lm.config.text.moe_layers)
     assert [row["token"] for row in last["reply"]] == [token["token"] for token in tokens]
     assert [row["experts"] is None for row in last["reply"]] == [False] * 3 + [True]
+    told = [token["previous_experts"] for token in tokens]
+    assert told == [None, *(row["experts"] for row in last["reply"][:-1])]
     assert all(len(row["experts"]) == layers for row in last["prompt"])
     assert whole["choices"][0]["herdling"]["reply"] == last["reply"]
     assert (

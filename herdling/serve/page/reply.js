@@ -65,6 +65,8 @@ export class Reply {
     const { message } = this;
     const choice = chunk.choices?.[0];
     const fresh = (choice?.logprobs?.content ?? []).map(token);
+    const before = chunk.herdling?.previous_experts;
+    if (before && message.tokens?.length) message.tokens.at(-1).experts = before;
     if (choice?.delta) this.#delta(choice.delta);
     if (fresh.length) (message.tokens ??= []).push(...fresh);
     if (chunk.herdling?.reply) this.#experts(chunk.herdling.reply);
@@ -87,7 +89,7 @@ export class Reply {
     }
   }
 
-  /** Told once, at the end, for every token of the reply; without log-probs these are its tokens. */
+  /** Told of every token at the end, of each before the next as they come; without log-probs these are the tokens. */
   #experts(rows) {
     const tokens = (this.message.tokens ??= rows.map(({ text }) => ({ text, top: [] })));
     tokens.forEach((item, i) => {
