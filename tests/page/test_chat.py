@@ -73,14 +73,14 @@ def test_stop_keeps_what_has_arrived_and_cancels_on_the_server(page, server, say
     assert text.startswith("1 2 3")
     assert "400" not in text
     assert "Stopped." in reply.locator(".note").inner_text()
-    reply.get_by_role("button", name="Experts", exact=True).click()  # told while it grew
-    assert "Layer 1:" in (reply.locator("canvas").get_attribute("aria-label") or "")
     until(page, "document.activeElement.id === 'text'")
     for _ in range(40):
         if server.cancelled:
             break
         page.wait_for_timeout(50)
     assert server.cancelled == 1
+    reply.get_by_role("button", name="Experts", exact=True).click()  # told while it grew
+    assert "Layer 1:" in (reply.locator("canvas").get_attribute("aria-label") or "")
 
 
 def test_regenerate_asks_again_for_the_same_message(page, server, say, until):
