@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 EXTRAS := dev
 
-.PHONY: demo test slow page clients check bench format clean
+.PHONY: demo test slow page clients gguf check bench format clean
 .DEFAULT_GOAL := test
 
 # torch goes first and alone. On Linux pip's usual index gives a build with gigabytes of CUDA
@@ -52,6 +52,11 @@ clients: $(READY) $(CLIENTS:%=.clients/%/.ready)  ## real clients against a live
 	test $* != lm-eval || .clients/$*/bin/python -m pip install -q -c constraints.txt -e '.[serve]'
 	.clients/$*/bin/python -m pip install -q -r $<
 	touch $@
+
+# LLAMA_CPP is a folder with llama.cpp's binaries; docs/export.md says how to build them.
+HERDLING_MODEL ?= runs/demo/model
+gguf: $(READY)  ## do GGUF files compute the same in llama.cpp? (about 3 minutes)
+	$(BIN)/python benchmarks/gguf_files.py $(HERDLING_MODEL) --llama-cpp $(LLAMA_CPP)
 
 check: $(READY)  ## format, lint, types, import floors
 	$(BIN)/ruff format --check .

@@ -25,7 +25,7 @@ NOTICE = (
     "Llama 4 is licensed under the Llama 4 Community License, Copyright \u00a9 Meta Platforms, Inc. "
     "All Rights Reserved."
 )
-_LICENCE_URL = "https://www.llama.com/llama4/license/"
+LICENCE_URL = "https://www.llama.com/llama4/license/"
 _POLICY_URL = "https://www.llama.com/llama4/use-policy/"
 _EU_CLAUSE = (
     "The Llama 4 Acceptable Use Policy does not grant the rights to the multimodal models to "
@@ -94,7 +94,7 @@ class Card:
         return (
             'made with Llama 4: its licence asks for "Built with Llama" in sight, a name beginning '
             'with "Llama", the NOTICE file and a copy of the licence '
-            f"({_LICENCE_URL}); multimodal rights are not granted in the EU"
+            f"({LICENCE_URL}); multimodal rights are not granted in the EU"
         )
 
     @classmethod
@@ -131,7 +131,7 @@ class Card:
     def _data(self, config: ModelConfig) -> ModelCardData:
         licence: dict[str, Any] = {"license": self.license}
         if self.llama:
-            licence = dict(license="other", license_name="llama4", license_link=_LICENCE_URL)
+            licence = dict(license="other", license_name="llama4", license_link=LICENCE_URL)
         bases = [s.source for s in self.steps if s.llama != "outputs" and s.source in s.hub]
         data = [name for step in self.steps for name in step.data if name in step.hub]
         own = {"name": self.name, "lineage": [_plain(step) for step in self.steps]}
@@ -175,7 +175,7 @@ class Card:
         how = sorted({step.llama for step in self.steps if step.llama})
         clauses = [
             f"Llama 4 {' and '.join(how)} went into this model. Whoever distributes it must ship a "
-            f"copy of the [Llama 4 Community License]({_LICENCE_URL}) and the NOTICE file, show "
+            f"copy of the [Llama 4 Community License]({LICENCE_URL}) and the NOTICE file, show "
             '"Built with Llama", keep "Llama" at the beginning of the name, and follow the '
             f"[Acceptable Use Policy]({_POLICY_URL}).",
             NOTICE,

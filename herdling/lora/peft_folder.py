@@ -78,8 +78,9 @@ def load(model: nn.Module, folder: Path | str, name: str, *, trainable: bool = F
     """Put the adapter of a folder on the model, under `name`, in the type of its weights.
 
     It serves the tokens that ask for it (`Adapters.using`). With `trainable` it goes on being
-    trained: the model is frozen and every token uses it. Raises CheckpointError for a folder that is
-    not whole, not for this model, or that does what is not done here.
+    trained: the model is frozen and every token uses it. On a model without weights (device meta) the
+    factors are on the CPU, to be written elsewhere. Raises CheckpointError for a folder that is not
+    whole, not for this model, or that does what is not done here.
     """
     path = Path(folder)
     recover_folder(path)
@@ -144,8 +145,9 @@ def _factors(
             raise CheckpointError(f"{config.file}: use_dora does not go with {site.parameter}")
         magnitude = read(f"{stem}.{MAGNITUDE}", (out,))
     kind = weight.dtype if weight.is_floating_point() else torch.float32
+    device = "cpu" if weight.is_meta else weight.device
     A, B, magnitude = (
-        None if t is None else t.to(weight.device, kind).contiguous() for t in (A, B, magnitude)
+        None if t is None else t.to(device, kind).contiguous() for t in (A, B, magnitude)
     )
     assert A is not None
     assert B is not None

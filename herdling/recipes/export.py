@@ -2,10 +2,14 @@
 
 Run: herdling export PATH OUT --to hf [--dtype bfloat16]
      herdling export PATH OUT --to meta [--model-parallel 8]
+     herdling export PATH OUT.gguf --to gguf [--type q8_0]
+     herdling export ADAPTER OUT.gguf --to gguf [--base PATH]
 `hf` writes the canonical folder: fused experts, current config spelling, shards with an index.
-`meta` writes consolidated.NN.pth and params.json. Left out here: GGUF, PEFT, compressed-tensors.
+`meta` writes consolidated.NN.pth and params.json. `gguf` writes a file for llama.cpp; the vision part
+of a model goes to `mmproj-OUT.gguf` beside it. Left out: compressed-tensors, which `quantize` writes.
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +24,10 @@ from herdling.checkpoint.folder import Folder
 from herdling.checkpoint.save import ShardWriter, check_target, copy_inputs, save_config
 from herdling.checkpoint.source import on_hub
 from herdling.errors import CheckpointError, ConfigError
-from herdling.files import atomic_folder
+from herdling.export.gguf import limits, text, vision, writing
+from herdling.export.gguf.adapter import adapter
+from herdling.files import atomic_folder, read_json
+from herdling.lora import peft_folder
 from herdling.model import weights
 from herdling.recipes.import_meta import find_tokenizer, parse_dtype, same, token_ids
 
@@ -37,23 +44,28 @@ class Config:
     path: Positional[str]
     """Model folder or hub name."""
     out: Positional[Path]
-    """Folder to write: new, empty, or a model folder to be replaced."""
+    """Folder to write: new, empty, or a model folder to be replaced. For gguf a file, NAME.gguf."""
     to: str
-    """Target format: hf or meta."""
+    """Target format: hf, meta or gguf."""
     dtype: str | None = None
-    """Stored type (float32, bfloat16, float16); default: the folder's own."""
+    """For hf and meta: stored type (float32, bfloat16, float16); default: the folder's own."""
     model_parallel: int = 1
     """For meta: how many files each tensor is cut over."""
+    type: str | None = None
+    """For gguf: f32, f16, bf16, q8_0 or q4_0; default: the folder's own type, f32 for an adapter."""
+    base: str | None = None
+    """For gguf, where PATH is an adapter: its model; default: the one that its config names."""
 
 
 def main(config: Config) -> None:
     """Export and compare. Raises ConfigError for an unknown target or an OUT that holds other things,
     CheckpointError otherwise.
     """
+    if config.to == "gguf":
+        return _to_gguf(config)
     if config.to not in TARGETS:
-        raise ConfigError(
-            f"--to {config.to} is not an export format; there are {', '.join(TARGETS)}"
-        )
+        known = ", ".join([*TARGETS, "gguf"])
+        raise ConfigError(f"--to {config.to} is not an export format; there are {known}")
     check_target(config.out, None if on_hub(config.path) else config.path)
     source = Folder.open(config.path)
     dtype = parse_dtype(config.dtype) or source.dtype
@@ -88,6 +100,47 @@ def _to_meta(source: Folder, config: Config, dtype: torch.dtype) -> None:
         tokens = token_ids(tokenizer) if tokenizer else {}
         written = Consolidated.open(temporary, source.config.text.max_position_embeddings, tokens)
         _compare(source, written, dtype)
+
+
+def _to_gguf(config: Config) -> None:
+    out = config.out
+    if out.suffix != ".gguf" or out.is_dir():
+        raise ConfigError(f"{out} is no name of a GGUF file; remedy: {out.with_suffix('.gguf')}")
+    if (Path(config.path) / peft_folder.CONFIG).is_file():
+        return _adapter_to_gguf(config)
+    source = Folder.open(config.path)
+    kind = config.type or GGUF_TYPES[source.dtype]
+    exact = limits.exact_tokens(source.config.text)
+    if exact < source.config.text.max_position_embeddings:
+        warnings.warn(
+            f"llama.cpp computes what this model does up to {exact} tokens of context only (its chunks "
+            f"and temperature floor are {limits.CHUNK}), so the file says context_length {exact}",
+            stacklevel=1,
+        )
+    _write_gguf(out, *text.model(source, kind))
+    if source.config.vision is not None:
+        _write_gguf(out.with_name(f"mmproj-{out.name}"), *vision.projector(source))
+    if duties := Card.open(source.path, source.config).duties():
+        print(duties)
+
+
+def _adapter_to_gguf(config: Config) -> None:
+    named = read_json(Path(config.path) / peft_folder.CONFIG, CheckpointError)
+    base = config.base or (named if isinstance(named, dict) else {}).get("base_model_name_or_path")
+    if not base:
+        raise ConfigError(f"{config.path} does not say which model it adapts; give --base")
+    _write_gguf(config.out, *adapter(config.path, Folder.open(base), config.type or "f32"))
+
+
+def _write_gguf(out: Path, fields: writing.Fields, entries: list[writing.Entry]) -> None:
+    total = writing.write(out, fields, entries)
+    kinds = ", ".join(f"{n / 2**20:.1f} MB {kind}" for kind, n in total.items())
+    print(f"{out}: {len(entries)} tensors ({kinds}) written, read back and equal")
+
+
+GGUF_TYPES = {
+    torch.float32: "f32", torch.float64: "f32", torch.float16: "f16", torch.bfloat16: "bf16"
+}  # fmt: skip
 
 
 def _compare(source: Folder, written: Folder | Consolidated, dtype: torch.dtype) -> None:

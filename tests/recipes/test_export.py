@@ -5,17 +5,20 @@ Run: python -m pytest tests/recipes/test_export.py
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
+import gguf
 import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from herdling import cli
+from herdling import cli, lora
 from herdling.checkpoint import Card, open_model, save_model
 from herdling.checkpoint.folder import SINGLE
 from herdling.inputs.tokenizer import Tokenizer
+from herdling.lora import LoraConfig
 from herdling.model.config import preset
 from herdling.model.init import initialize
 from herdling.model.llama import build
@@ -141,3 +144,50 @@ def test_the_target_is_checked_before_anything_is_downloaded(tmp_path, monkeypat
     (tmp_path / "notes.txt").touch()
     assert cli.main(["export", "someone/model", str(tmp_path), "--to", "hf"]) == 2
     assert "holds notes.txt" in capsys.readouterr().err
+
+
+def test_gguf_of_a_model_and_of_its_adapter(folder, tmp_path, capsys):
+    out = tmp_path / "b.gguf"
+    with pytest.warns(UserWarning, match="up to 15 tokens of context only"):
+        assert cli.main(["export", str(folder), str(out), "--to", "gguf", "--type", "q8_0"]) == 0
+    assert "read back and equal" in capsys.readouterr().out
+    fields = gguf.GGUFReader(out).fields
+    assert fields["general.architecture"].contents() == "llama4"
+    assert fields["llama4.context_length"].contents() == 15
+    model, _ = open_model(folder)
+    lora.attach(model, LoraConfig(r=2, targets=("experts",)), "a")
+    lora.save(model, tmp_path / "adapter", base=str(folder))
+    args = ["export", str(tmp_path / "adapter"), str(tmp_path / "a.gguf"), "--to", "gguf"]
+    assert cli.main(args) == 0
+    tensors = {t.name for t in gguf.GGUFReader(tmp_path / "a.gguf").tensors}
+    assert "blk.3.ffn_down_exps.weight.lora_b" in tensors
+    assert len(tensors) == 4 * 3 * 2
+
+
+def test_gguf_writes_the_vision_part_beside(tmp_path):
+    config = preset("nano", vocab_size=len(TOK))
+    ids = {"image_token_index": TOK.patch, "boi_token_index": 0, "eoi_token_index": 1}
+    config = replace(config, **ids)
+    save_model(initialize(build(config)), config, tmp_path / "v", TOK, card=Card("v"))
+    args = ["export", str(tmp_path / "v"), str(tmp_path / "v.gguf"), "--to", "gguf"]
+    with pytest.warns(UserWarning, match="tokens of context only"):
+        assert cli.main(args) == 0
+    assert sorted(os.listdir(tmp_path)) == ["mmproj-v.gguf", "v", "v.gguf"]
+    fields = gguf.GGUFReader(tmp_path / "mmproj-v.gguf").fields
+    assert fields["clip.projector_type"].contents() == "llama4"
+
+
+def test_gguf_refusals(folder, tmp_path, capsys):
+    assert cli.main(["export", str(folder), str(tmp_path / "b"), "--to", "gguf"]) == 2
+    assert "b.gguf" in capsys.readouterr().err
+    args = ["export", str(folder), str(tmp_path / "b.gguf"), "--to", "gguf", "--type", "q3"]
+    with pytest.warns(UserWarning, match="tokens of context only"):
+        assert cli.main(args) == 2
+    assert "type is 'q3'" in capsys.readouterr().err
+    model, _ = open_model(folder)
+    lora.attach(model, LoraConfig(r=2, targets=("experts",)), "a")
+    lora.save(model, tmp_path / "adapter")
+    args = ["export", str(tmp_path / "adapter"), str(tmp_path / "b.gguf"), "--to", "gguf"]
+    assert cli.main(args) == 2
+    assert "give --base" in capsys.readouterr().err
+    assert sorted(os.listdir(tmp_path)) == ["a", "adapter"]
