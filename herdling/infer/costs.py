@@ -121,11 +121,13 @@ def predict(
     position: int = 0,
     latency: float = 0,
 ) -> Costs:
-    """Costs by bytes alone. `latency` is what a step takes however little it reads, in bytes that
-    could be read in that time (it matters for small models)."""
+    """Costs by bytes. `latency` is what a step of the target takes however little it reads, in bytes
+    that could be read in that time; drafts, several steps of which are one call, have none.
+    """
 
     def step(tokens: int) -> float:
-        read = step_bytes(target, tokens, width=width, expert_width=expert_width, position=position)
-        return read + latency
+        return step_bytes(target, tokens, width=width, expert_width=expert_width, position=position)
 
-    return Costs(draft_cost, tuple(step(g + 1) / step(1) for g in range(longest + 1)))
+    first = step(1) + latency
+    verify = tuple((step(g + 1) + latency) / first for g in range(longest + 1))
+    return Costs(draft_cost * step(1) / first, verify)

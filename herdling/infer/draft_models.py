@@ -3,9 +3,10 @@
     drafter = ModelDraft(small.model, small.tokenizer, large.model, large.tokenizer)
     drafter = SharedExpertDraft(large.model)
 
-They draw from their own distribution after the request's temperature and cuts; penalties, bias and
-grammars are left to the target. Each sequence has a cache of its own. Left out: images (a draft reads
-patch tokens as text, which costs acceptance only).
+They guess their likeliest tokens, natively and for a batch together where they can (`draft_native`). Asked
+to be `sampled`, they draw from their own distribution after the request's temperature and cuts, each
+sequence by itself; penalties, bias and grammars are left to the target. Left out: images (a draft
+reads patch tokens as text, which costs acceptance only).
 
 Shape letters: g proposed tokens, V vocabulary.
 """
@@ -19,7 +20,8 @@ from torch import Tensor, nn
 
 from herdling.errors import ConfigError
 from herdling.infer.costs import draft_cost
-from herdling.infer.drafts import Proposal
+from herdling.infer.draft_native import PIECE, NativeDrafts, together
+from herdling.infer.drafts import Asked, Draft, Proposal
 from herdling.infer.native import Native
 from herdling.infer.rewind import RewindCache
 from herdling.infer.sampler import Sampler, probabilities
@@ -29,11 +31,24 @@ from herdling.model.llama import LanguageModel, MoE, TextLM, decoder_of
 
 M = TypeVar("M", bound=nn.Module)
 
-PIECE = 512
-"""Tokens that a draft model reads at once; while it is further behind it proposes nothing."""
+class _Drafts:
+    """What both kinds of drafts are: a decoder that guesses."""
+
+    def __init__(self, model: TextLM, longest: int, sampled: bool) -> None:
+        self._model, self.longest, self._sampled = model, longest, sampled
+        self._leaves = Native(model)
+        self._native = NativeDrafts(model, longest)
+
+    def begin(self, ids: Sequence[int]) -> Draft:
+        if self._native.fits and not self._sampled:
+            return self._native.begin(ids)
+        return ModelGuess(self._model, self._leaves, ids, self.longest, self._sampled)
+
+    def propose(self, asked: Sequence[Asked]) -> list[Proposal]:
+        return together(self._native, asked)
 
 
-class ModelDraft:
+class ModelDraft(_Drafts):
     """A smaller model with the same tokens."""
 
     def __init__(
@@ -43,37 +58,35 @@ class ModelDraft:
         target: LanguageModel,
         target_tokenizer: Tokenizer,
         longest: int = 8,
+        sampled: bool = False,
     ) -> None:
         """`longest` bounds what is proposed at once, and so what may have to be taken back.
 
-        Raises ConfigError if the two do not number the same tokens alike.
+        With `sampled` guesses are drawn as the request draws, which more of them survive at high
+        temperatures, but every step of a draft costs more. Raises ConfigError if the two do not
+        number the same tokens alike.
         """
         check_same_tokens(model, tokenizer, target, target_tokenizer)
-        self._model, self.longest = decoder_of(model), longest
-        self._native = Native(self._model)
+        super().__init__(decoder_of(model), longest, sampled)
         self.cost = draft_cost(model.config, target.config)
 
-    def begin(self, ids: Sequence[int]) -> "ModelGuess":
-        return ModelGuess(self._model, self._native, ids, self.longest)
 
-
-class SharedExpertDraft:
+class SharedExpertDraft(_Drafts):
     """Self-speculation: the target itself with its routed experts skipped. No weights of its own."""
 
-    def __init__(self, target: LanguageModel, longest: int = 8) -> None:
-        self._model, self.longest = without_routed(decoder_of(target)), longest
-        self._native = Native(self._model)
+    def __init__(self, target: LanguageModel, longest: int = 8, sampled: bool = False) -> None:
+        super().__init__(without_routed(decoder_of(target)), longest, sampled)
         self.cost = draft_cost(target.config, target.config, routed=False)
-
-    def begin(self, ids: Sequence[int]) -> "ModelGuess":
-        return ModelGuess(self._model, self._native, ids, self.longest)
 
 
 class ModelGuess:
     """A model's guesses for one sequence, with a cache of what it has read of it."""
 
-    def __init__(self, model: TextLM, native: Native, ids: Sequence[int], longest: int) -> None:
+    def __init__(
+        self, model: TextLM, native: Native, ids: Sequence[int], longest: int, sampled: bool
+    ) -> None:
         self._model, self._native, self._longest = model, native, longest
+        self._sampled = sampled
         self._ids = list(ids)
         self._cache = RewindCache(model.config.text, slack=longest + 1)
         self._guessed: list[int] = []
@@ -99,7 +112,7 @@ class ModelGuess:
         row, tokens, q = self._read(unread), [], []
         for i in range(count):
             token = int(row.argmax())
-            if sampler.sampling.temperature > 0:
+            if self._sampled and sampler.sampling.temperature > 0:
                 q.append(probabilities(row[None], sampler.sampling)[0])
                 token = draw_from(q[-1], sampler)
             tokens.append(token)

@@ -5,8 +5,8 @@
     guess = draft.propose(4, sampler)                           # tokens, and what they were drawn from
     draft.commit(tokens)                                        # what the sequence really went on with
 
-Models that guess are in `draft_models`. No proposal can change what is generated (`speculative.accept` sees to that), only how fast. Left out:
-proposing for several sequences in one call.
+Models that guess are in `draft_models`. No proposal can change what is generated (`speculative.accept`
+sees to that), only how fast.
 
 Shape letters: g proposed tokens, V vocabulary.
 """
@@ -50,16 +50,31 @@ class Draft(Protocol):
         ...
 
 
+Asked = tuple[Draft, int, Sampler]
+"""One sequence's draft, how many tokens it is to propose at most, and the request's random numbers."""
+
+
 class Drafter(Protocol):
     """Makes drafts; shared by all sequences."""
 
     cost: float
-    """Of a proposed token, in steps of the target."""
+    """Of a proposed token, in steps of the target, by the bytes they read."""
 
     def begin(self, ids: Sequence[int]) -> Draft: ...
 
+    def propose(self, asked: Sequence[Asked]) -> list[Proposal]:
+        """What the drafts that this one began propose, for the sequences of a step together."""
+        ...
 
-class NgramDraft:
+
+class OneByOne:
+    """`Drafter.propose` for those that gain nothing from several sequences at once."""
+
+    def propose(self, asked: Sequence[Asked]) -> list[Proposal]:
+        return [draft.propose(count, sampler) for draft, count, sampler in asked]
+
+
+class NgramDraft(OneByOne):
     """Prompt lookup: what followed the last tokens when they came before, in prompt or reply.
 
     Source: Saxena, prompt-lookup-decoding (2023); repeats are continued as LZ77 does.
@@ -148,21 +163,36 @@ class FirstDraft:
     def begin(self, ids: Sequence[int]) -> "FirstGuess":
         return FirstGuess([drafter.begin(ids) for drafter in self._drafters])
 
+    def propose(self, asked: Sequence[Asked]) -> list[Proposal]:
+        out = [Proposal([])] * len(asked)
+        left = list(range(len(asked)))
+        for n, drafter in enumerate(self._drafters):
+            inner = [(_part(asked[i][0], n), *asked[i][1:]) for i in left]
+            for i, proposal in zip(left, drafter.propose(inner), strict=True):
+                out[i] = proposal
+            left = [i for i in left if not out[i].tokens]
+        return out
+
+
+def _part(draft: Draft, n: int) -> Draft:
+    assert isinstance(draft, FirstGuess)
+    return draft.drafts[n]
+
 
 class FirstGuess:
     """Guesses for one sequence, by the first of these drafts that has any."""
 
     def __init__(self, drafts: Sequence[Draft]) -> None:
-        self._drafts = drafts
+        self.drafts = drafts
 
     @property
     def nbytes(self) -> int:
-        return sum(draft.nbytes for draft in self._drafts)
+        return sum(draft.nbytes for draft in self.drafts)
 
     def propose(self, count: int, sampler: Sampler) -> Proposal:
-        guesses = (draft.propose(count, sampler) for draft in self._drafts)
+        guesses = (draft.propose(count, sampler) for draft in self.drafts)
         return next((guess for guess in guesses if guess.tokens), Proposal([]))
 
     def commit(self, tokens: Sequence[int]) -> None:
-        for draft in self._drafts:
+        for draft in self.drafts:
             draft.commit(tokens)

@@ -50,6 +50,9 @@ if TYPE_CHECKING:
     from herdling.infer.grammar import GrammarCompiler
 
 COUNTED = ("prompt", "cached", "new", "steps", "finished", "drafted", "accepted")
+LATENCY = 2**24
+"""What the engine does around a step's products, in bytes that they would read in that time: about a
+millisecond. It decides how many tokens are guessed, and so the speed alone."""
 SCORED_AT_ONCE = 256
 """Prompt positions whose logits are in memory at once."""
 
@@ -102,7 +105,9 @@ class Engine:
         self._drafter, self._costs = drafter, None
         if drafter is not None:
             width = next(model.parameters()).element_size()
-            self._costs = predict(model.config, drafter.cost, longest_guess, width=width)
+            self._costs = predict(
+                model.config, drafter.cost, longest_guess, width=width, latency=LATENCY
+            )
         self._compiler: GrammarCompiler | None = None
         self._next = 0
         self._ended: deque[Event] = deque()
@@ -212,10 +217,7 @@ class Engine:
 
     def _compute(self, pieces: Sequence[Piece], runner: Runner) -> list[Event]:
         """Run the pieces, and sample where a sequence's tokens are all computed."""
-        for piece in pieces:
-            speculation = piece.sequence.speculation
-            if piece.last and speculation:
-                piece.add(speculation.propose(piece.guessing, piece.sequence.sampler))
+        self._guess(pieces)
         hidden, routes = runner.run(pieces)
         self._count(pieces, routes)
         ready: list[tuple[Piece, slice]] = []
@@ -231,6 +233,19 @@ class Engine:
                 self._note_experts(piece, piece.end, rows, routes)
                 sequence.memory.advance(piece.end, self._reuse)
         return self._sample(ready, hidden, routes)
+
+    def _guess(self, pieces: Sequence[Piece]) -> None:
+        """Let the drafter guess on where a piece has all tokens there are."""
+        asked = [
+            (piece, speculation.asked(piece.guessing, piece.sequence.sampler))
+            for piece in pieces
+            if piece.last and (speculation := piece.sequence.speculation)
+        ]
+        asked = [(piece, ask) for piece, ask in asked if ask[1]]
+        if self._drafter and asked:
+            proposals = self._drafter.propose([ask for _, ask in asked])
+            for (piece, _), proposal in zip(asked, proposals, strict=True):
+                piece.add(proposal)
 
     def _note_experts(self, piece: Piece, end: int, rows: slice, routes: Tensor | None) -> None:
         """Note the experts of the piece's positions below `end`, where they are wanted."""

@@ -76,7 +76,7 @@ class Native:
             return
         swapped: list[tuple[nn.Module, str, Callable]] = []
         if step is not None and not torch.is_grad_enabled():
-            swapped = [(fused.block, "forward", partial(fused, step)) for fused in self._fuse()]
+            swapped = [(fused.block, "forward", partial(fused, step)) for fused in self.fused()]
         whole = len(swapped) == len(self._blocks)
         swapped += [] if whole else self._leaves
         for module, name, forward in swapped:
@@ -88,7 +88,7 @@ class Native:
             for module, name, _ in swapped:
                 module.__dict__.pop(name, None)
 
-    def _fuse(self) -> list["Fused"]:
+    def fused(self) -> list["Fused"]:
         """The blocks that are plain now, made anew where a weight or a leaf is another one."""
         found = []
         for block in self._blocks:
@@ -116,18 +116,18 @@ class Fused:
             routed = ff.router.weight, experts.gate_up_proj, experts.down_proj, ff.router.top_k
         self.fits = norm.eps == attn.eps
         try:
-            self._attend = Attention(
+            self.attend = Attention(
                 norm.weight, q, k, v, o, heads=q.shape[0] // d, kv_heads=k.shape[0] // d, eps=norm.eps,
                 local=attn.local, qk_norm=attn.qk_norm,
             )  # fmt: skip
-            self._forward = FeedForward(after.weight, gate, up, down, after.eps, *routed)
+            self.feed = FeedForward(after.weight, gate, up, down, after.eps, *routed)
         except InputError:  # of several types, or not contiguous: its leaves say so, or can do it
             self.fits = False
 
     def __call__(self, step: Step, x: Tensor, at: llama.Places, cache: Any) -> Tensor:
         """As `Block.forward`; `cache` is the runner's layer, whose memory is written and read."""
-        x = self._attend(x[0], step.tokens[self._attend.local], cache.memory)
-        x, chosen = self._forward(x)
+        x = self.attend(x[0], step.tokens[self.attend.local], cache.memory)
+        x, chosen = self.feed(x)
         if chosen is not None:
             step.routes.append(chosen)
         return x[None]

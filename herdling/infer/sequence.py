@@ -10,7 +10,7 @@ from torch import Tensor
 
 from herdling.errors import Error
 from herdling.infer.costs import Costs
-from herdling.infer.drafts import Drafter, Proposal
+from herdling.infer.drafts import Asked, Drafter, Proposal
 from herdling.infer.pages import Pages, Store, Track
 from herdling.infer.prefix import Chain
 from herdling.infer.request import (
@@ -38,6 +38,7 @@ class Memory:
     def __init__(self, store: Store, pages: Pages, chain: Chain) -> None:
         layers = store.layers
         self._pages, self._chain = pages, chain
+        self._page_bytes = store.page_bytes
         self._chunk = layers.chunk
         self.whole = Track(layers.global_tokens, 1) if layers.has_global else None
         self.local = Track(layers.local_tokens, layers.share) if layers.has_local else None
@@ -49,6 +50,12 @@ class Memory:
 
     def chunk_start(self, position: int) -> int:
         return position // self._chunk * self._chunk if self._chunk else 0
+
+    @property
+    def nbytes(self) -> int:
+        """Of the pages it holds, shared ones too."""
+        held = sum(len(track.pages) for track in (self.whole, self.local) if track)
+        return held * self._page_bytes
 
     def missing(self, end: int) -> int:
         """Pages to take before positions up to `end` can be written."""
@@ -318,9 +325,10 @@ class Speculation:
             self._wanted = self.length.choose()
         return self._wanted
 
-    def propose(self, count: int, sampler: Sampler) -> Proposal:
+    def asked(self, count: int, sampler: Sampler) -> Asked:
+        """What to ask the drafter for in this step."""
         self._wanted = None
-        return self.draft.propose(count, sampler) if count else Proposal([])
+        return self.draft, count, sampler
 
     def commit(self, guess: Proposal | None, tokens: list[int]) -> None:
         """The sequence went on with `tokens`."""

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from herdling.errors import ConfigError
-from herdling.infer import draft_models
+from herdling.infer import draft_models, draft_native
 from herdling.infer.draft_models import ModelDraft, SharedExpertDraft, without_routed
 from herdling.infer.drafts import Drafter, FirstDraft, NgramDraft, Proposal
 from herdling.infer.lm import LM
@@ -67,10 +67,12 @@ def near(lm: LM, noise: float) -> LM:
 def drafters(target) -> dict[str, Drafter]:
     draft = near(target, 0.02)
     lookup = NgramDraft(3, 1)
-    model = ModelDraft(draft.model, draft.tokenizer, target.model, target.tokenizer)
+    pair = draft.model, draft.tokenizer, target.model, target.tokenizer
+    model = ModelDraft(*pair)
     return {
         "ngram": lookup,
         "model": model,
+        "sampled": ModelDraft(*pair, sampled=True),
         "shared": SharedExpertDraft(target.model),
         "first": FirstDraft(lookup, model),
     }
@@ -90,7 +92,7 @@ def greedy(target, prompts) -> list[list[int]]:
     return [c.ids for c in target.generate(prompts, max_tokens=NEW, stop_ids=())]
 
 
-@pytest.mark.parametrize("name", ["ngram", "model", "shared"])
+@pytest.mark.parametrize("name", ["ngram", "model", "sampled", "shared"])
 def test_greedy_replies_are_identical_whoever_guesses(target, drafters, prompts, greedy, name):
     calls = crossed = 0
     for prompt, want in zip(prompts, greedy, strict=True):
@@ -102,7 +104,7 @@ def test_greedy_replies_are_identical_whoever_guesses(target, drafters, prompts,
         assert NEW * len(prompts) / calls > 1.5
 
 
-@pytest.mark.parametrize("name", ["ngram", "model", "shared", "first"])
+@pytest.mark.parametrize("name", ["ngram", "model", "sampled", "shared", "first"])
 def test_sampled_replies_repeat_with_their_seed(target, drafters, prompts, name):
     sampling = Sampling(temperature=0.8, top_p=0.95, frequency_penalty=0.5)
 
@@ -113,25 +115,27 @@ def test_sampled_replies_repeat_with_their_seed(target, drafters, prompts, name)
     assert len({tuple(reply(seed)) for seed in range(5)}) > 1
 
 
-def test_ngrams_leave_sampled_replies_what_they_were(target, drafters, prompts):
+@pytest.mark.parametrize("name", ["ngram", "model", "shared", "first"])
+def test_certain_guesses_leave_sampled_replies_what_they_were(target, drafters, prompts, name):
     options = dict(temperature=0.8, top_k=50, repetition_penalty=1.3)
     plain = target.generate(prompts[:8], max_tokens=NEW, seed=4, stop_ids=(), **options)
     for prompt, want in zip(prompts, plain, strict=False):
         sampler = Sampler(Sampling(**options), 4)
         sampler.see(prompt)
-        assert decode(decoder_of(target.model), drafters["ngram"], prompt, sampler)[0] == want.ids
+        assert decode(decoder_of(target.model), drafters[name], prompt, sampler)[0] == want.ids
 
 
 def test_a_perfect_draft_is_always_accepted_and_reads_no_token_twice(target, prompts):
-    drafter = ModelDraft(target.model, target.tokenizer, target.model, target.tokenizer)
-    assert drafter.cost == 1
-    for temperature in (0.0, 1.0):
+    pair = target.model, target.tokenizer, target.model, target.tokenizer
+    for temperature, sampled in ((0.0, False), (0.0, True), (1.0, True)):
+        drafter = ModelDraft(*pair, sampled=sampled)
+        assert drafter.cost == 1
         sampler = Sampler(Sampling(temperature), 3)
         _, calls, _ = decode(decoder_of(target.model), drafter, prompts[0], sampler, new=12)
         assert calls == 3  # of four tokens each
 
 
-@pytest.mark.parametrize("name", ["model", "shared"])
+@pytest.mark.parametrize("name", ["model", "sampled", "shared"])
 def test_whatever_was_guessed_wrong_a_draft_goes_on_like_a_fresh_one(target, drafters, name):
     generator, sampler = torch.Generator().manual_seed(3), Sampler(Sampling())
     ids = [target.tokenizer.bos, 40, 41]
@@ -146,7 +150,7 @@ def test_whatever_was_guessed_wrong_a_draft_goes_on_like_a_fresh_one(target, dra
 
 
 def test_proposals_follow_the_cuts_and_say_what_they_were_drawn_from(target, drafters):
-    draft = drafters["model"].begin([target.tokenizer.bos, 5, 6])
+    draft = drafters["sampled"].begin([target.tokenizer.bos, 5, 6])
     greedy = draft.propose(3, Sampler(Sampling()))
     assert greedy.q is None
     assert draft.propose(3, Sampler(Sampling())) == greedy  # nothing was committed in between
@@ -157,14 +161,17 @@ def test_proposals_follow_the_cuts_and_say_what_they_were_drawn_from(target, dra
     assert all(row[token] > 0 for row, token in zip(guess.q, guess.tokens, strict=True))
 
 
-def test_a_draft_far_behind_catches_up_piece_by_piece(target, drafters, monkeypatch):
-    monkeypatch.setattr(draft_models, "PIECE", 4)
+@pytest.mark.parametrize("name", ["model", "sampled"])
+def test_a_draft_far_behind_catches_up_piece_by_piece(target, drafters, monkeypatch, name):
+    for module in (draft_models, draft_native):
+        monkeypatch.setattr(module, "PIECE", 4)
     ids, sampler = [target.tokenizer.bos, *range(40, 50)], Sampler(Sampling())
-    late = drafters["model"].begin(ids)
+    late = drafters[name].begin(ids)
     assert [late.propose(2, sampler) for _ in range(2)] == [Proposal([])] * 2
     late_guess = late.propose(2, sampler)
     monkeypatch.undo()
-    assert late_guess == drafters["model"].begin(ids).propose(2, sampler)
+    assert late_guess.tokens
+    assert late_guess == drafters[name].begin(ids).propose(2, sampler)
 
 
 def test_nothing_is_proposed_beyond_the_drafts_context(target):

@@ -91,8 +91,8 @@ class Watch:
     def __init__(self, monkeypatch) -> None:
         self.steps: list[tuple] = []  # ids up to each row, fused hidden and routes, torch's
         self.fused: list[int] = []  # blocks that each of these steps fused
-        run, fuse = Runner.run, Native._fuse
-        monkeypatch.setattr(Native, "_fuse", lambda own: self._note(fuse(own)))
+        run, fuse = Runner.run, Native.fused
+        monkeypatch.setattr(Native, "fused", lambda own: self._note(fuse(own)))
 
         def both(runner, pieces):
             if sum(len(piece.tokens) for piece in pieces) > MOST_TOKENS:
@@ -193,5 +193,5 @@ def test_what_is_altered_is_not_fused_and_moved_weights_are_followed(make_lm, mo
 @needs_compiler
 @pytest.mark.parametrize("options", [dict(kv="int8"), dict(kv="mixed")])
 def test_coded_caches_keep_to_the_leaves(plain_lm, options, monkeypatch):
-    monkeypatch.setattr(Native, "_fuse", None)
+    monkeypatch.setattr(Native, "fused", None)
     Engine(plain_lm.model, plain_lm.tokenizer, **options).run(mixed(plain_lm))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from herdling.errors import ConfigError, InputError
 from herdling.infer.draft_models import SharedExpertDraft
-from herdling.infer.drafts import Drafter, NgramDraft, Proposal
+from herdling.infer.drafts import Drafter, NgramDraft, OneByOne, Proposal
 from herdling.infer.engine import Engine
 from herdling.infer.lm import LM
 from herdling.infer.request import Event, Request
@@ -51,7 +51,7 @@ def page_bytes(lm: LM) -> int:
     return Engine(lm.model, lm.tokenizer, memory=2**20).stats().page_bytes
 
 
-class Oracle:
+class Oracle(OneByOne):
     """Guesses what the plain model would say, so that nearly all of it is accepted."""
 
     cost = 0.01

@@ -120,7 +120,7 @@ class Attention:
         self.pointers = tuple(t.data_ptr() for t in (gain, q, k, v, o))
         self._kept = gain, q, k, v, o
         self._struct = _Attention(*self.pointers, D, heads, kv_heads, d, eps, local, qk_norm)
-        self._at = ctypes.addressof(self._struct)
+        self.at = ctypes.addressof(self._struct)
         self._call = _call("attention", self.dtype)
 
     def __call__(self, x: Tensor, tokens: Tokens, memory: Memory) -> Tensor:
@@ -138,7 +138,7 @@ class Attention:
         x = x.contiguous()
         out = torch.empty_like(x)
         if x.shape[0] and self._call(
-            self._at, tokens.at, memory.at, x.data_ptr(), out.data_ptr(), threads()
+            self.at, tokens.at, memory.at, x.data_ptr(), out.data_ptr(), threads()
         ):
             raise InputError("slots outside the memory, or a token that sees none")
         return out
@@ -177,7 +177,7 @@ class FeedForward:
         self._kept = weights
         pointers = self.pointers if E else (*self.pointers, None, None, None)
         self._struct = _FeedForward(*pointers, D, inner, narrow, E, k, eps)
-        self._at = ctypes.addressof(self._struct)
+        self.at = ctypes.addressof(self._struct)
         self._call = _call("feed_forward", self.dtype)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -188,7 +188,7 @@ class FeedForward:
         chosen = torch.empty(x.shape[0], self.k, dtype=torch.int64) if self.k else None
         where = None if chosen is None else chosen.data_ptr()
         if x.shape[0]:
-            self._call(self._at, x.data_ptr(), out.data_ptr(), where, x.shape[0], threads())
+            self._call(self.at, x.data_ptr(), out.data_ptr(), where, x.shape[0], threads())
         return out, chosen
 
 

@@ -29,8 +29,9 @@ SIGNATURES = {
     "packed_experts": [P, P, P, *MATRIX, *MATRIX, P, I, I, I, N],
     "attention_step": [P, P, P, P, P, N],
     "feed_forward_step": [P, P, P, P, I, N],
+    "guess": [P, P, P, N],
 }
-TELLS = ("experts", "packed_experts", "attention_step")
+TELLS = ("experts", "packed_experts", "attention_step", "guess")
 """What returns 1 where an index is out of range, and has done nothing."""
 
 
