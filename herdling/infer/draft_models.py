@@ -31,6 +31,7 @@ from herdling.model.llama import LanguageModel, MoE, TextLM, decoder_of
 
 M = TypeVar("M", bound=nn.Module)
 
+
 class _Drafts:
     """What both kinds of drafts are: a decoder that guesses."""
 

@@ -108,7 +108,9 @@ class NativeDrafts:
         state = [*fused, *(w.data_ptr() for w in _ends(model))]
         if self._built is None or self._built[0] != state:
             _, _, layers = self._opened()
-            parts = [(f.attend, f.feed, layer.memory) for f, layer in zip(fused, layers, strict=True)]
+            parts = [
+                (f.attend, f.feed, layer.memory) for f, layer in zip(fused, layers, strict=True)
+            ]
             embed, gain, head = _ends(model)
             text = model.config.text
             own = Guesser(embed, gain, head, model.model.norm.eps, parts, text.attention_chunk_size)
@@ -168,7 +170,11 @@ def _ends(model: TextLM) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def together(drafts: NativeDrafts, asked: Sequence[Asked]) -> list[Proposal]:
     """The same for whatever drafts there are: those of `drafts` in one call, others one by one."""
     out: dict[int, Proposal] = {}
-    mine = [(i, draft, count) for i, (draft, count, _) in enumerate(asked) if isinstance(draft, NativeGuess)]
+    mine = [
+        (i, draft, count)
+        for i, (draft, count, _) in enumerate(asked)
+        if isinstance(draft, NativeGuess)
+    ]
     proposals = drafts.propose([(draft, count) for _, draft, count in mine]) if mine else []
     out.update({i: proposal for (i, _, _), proposal in zip(mine, proposals, strict=True)})
     for i, (draft, count, sampler) in enumerate(asked):

@@ -93,7 +93,9 @@ class Guesser:
             raise InputError("native kernels are off here; ask herdling.kernels.cpu.available() first")  # fmt: skip
         self._call = getattr(library, f"herdling_guess_{KINDS[gain.dtype]}")
         count = len(layers)
-        pointers = [(P * count)(*(part.at for part in parts)) for parts in zip(*layers, strict=True)]
+        pointers = [
+            (P * count)(*(part.at for part in parts)) for parts in zip(*layers, strict=True)
+        ]
         rope = (ctypes.c_int32 * count)(*(attention.local for attention, _, _ in layers))
         k = max(forward.k for _, forward, _ in layers)
         self._pairs = layers[0][0].shape[1] // 2
@@ -116,16 +118,22 @@ class Guesser:
             end = reader.end
             for needed, slots, first in ((self._has_whole, reader.whole, 0),
                                          (self._has_local, reader.local, reader.first)):  # fmt: skip
-                if needed and (slots is None or slots.dtype != torch.int64 or len(slots) < end - first):
+                if needed and (
+                    slots is None or slots.dtype != torch.int64 or len(slots) < end - first
+                ):
                     raise InputError(f"slots do not reach to position {end}")
             if not reader.unread or end > len(cos):
                 raise InputError(f"nothing to read, or a position above the {len(cos)} prepared")
         tables = [cos, sin] if temperature is None else [cos, sin, temperature]
         for table in tables:
             if table.dtype != torch.float32 or not table.is_contiguous() or len(table) != len(cos):
-                raise InputError("cos, sin and temperature must be contiguous float32 of one length")
+                raise InputError(
+                    "cos, sin and temperature must be contiguous float32 of one length"
+                )
         if cos.shape[1] != self._pairs or sin.shape != cos.shape:
-            raise InputError(f"cos {tuple(cos.shape)}, sin {tuple(sin.shape)} for {self._pairs} pairs")
+            raise InputError(
+                f"cos {tuple(cos.shape)}, sin {tuple(sin.shape)} for {self._pairs} pairs"
+            )
         N, most = len(readers), max(reader.count for reader in readers)
         numbers = [
             [token for reader in readers for token in reader.unread],
@@ -144,6 +152,8 @@ class Guesser:
         own.cos, own.sin, own.places = cos.data_ptr(), sin.data_ptr(), len(cos)
         own.temperature = None if temperature is None else temperature.data_ptr()
         out = (I * max(1, N * most))()
-        if self._call(ctypes.addressof(own), ctypes.addressof(struct), ctypes.addressof(out), threads()):
+        if self._call(
+            ctypes.addressof(own), ctypes.addressof(struct), ctypes.addressof(out), threads()
+        ):
             raise InputError("a token outside the vocabulary, or slots outside the memory")
         return [out[i * most : i * most + reader.count] for i, reader in enumerate(readers)]

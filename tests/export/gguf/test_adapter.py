@@ -77,7 +77,7 @@ def test_ranks_and_alphas_of_their_own_go_into_B(make, read, tmp_path):
 def test_what_llama_cpp_cannot_add_is_refused(make, tmp_path):
     model, folder = make(vision=True)
     put_on(model, tmp_path / "v", targets=("vision", "attention"))
-    with pytest.raises(ConfigError, match="vision_model.*merge it into the model"):
+    with pytest.raises(ConfigError, match=r"vision_model.*merge it into the model"):
         adapter(tmp_path / "v", folder)
     model, folder = make()
     put_on(model, tmp_path / "d", targets=("attention",), dora=True)

@@ -30,7 +30,9 @@ def _no_grad(native):
 
 
 def make(dtype: torch.dtype = torch.float32, **changes) -> TextLM:
-    own = dict(attention_chunk_size=CHUNK, vocab_size=64, floor_scale=4, max_position_embeddings=200)
+    own = dict(
+        attention_chunk_size=CHUNK, vocab_size=64, floor_scale=4, max_position_embeddings=200
+    )
     model = build(preset("nano", vision=False, **{**own, **changes}))
     initialize(model, 0)
     for parameter in model.parameters():
