@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from herdling.data.mixture import by_turns
 from herdling.data.packing import IGNORE, Piece, best_fit, fill_row, stack
 from herdling.data.preferences import Pair, PairSource, Shared, counted
 from herdling.data.sources import shuffled
@@ -120,22 +121,19 @@ class PairLoader:
 
     def _choose(self, weights: Sequence[float], count: int) -> list[tuple[int, int]]:
         """(number of the source, index) of each pair; of a file's pairs none comes twice."""
-        taken = [0] * len(weights)
         places: list[tuple[int, int]] = []
-        while len(places) < count:
-            left = [j for j, s in enumerate(self._sources) if s.size is None or taken[j] < s.size]
-            if not left:
-                break
-            j = min(left, key=lambda j: taken[j] / weights[j])
-            pair = self._sources[j].pair(taken[j])
-            taken[j] += 1
+        for number, index in by_turns([source.size for source in self._sources], weights):
+            source = self._sources[number]
+            pair = source.pair(index)
             if max(len(pair.chosen.tokens), len(pair.rejected.tokens)) > self.length:
-                self._skip(self._sources[j].name, taken[j], bool(places))
+                self._skip(source.name, index + 1, bool(places))
                 continue
-            places.append((j, taken[j] - 1))
+            places.append((number, index))
             for side in (pair.chosen, pair.rejected):
                 self._digest.update(np.array(side.tokens, dtype=np.int32).tobytes())
                 self._digest.update(np.array(side.loss_mask, dtype=bool).tobytes())
+            if len(places) == count:
+                break
         if not places:
             raise DataError(f"no pair fits a row of {self.length} tokens; remedy: a larger length")
         return places
