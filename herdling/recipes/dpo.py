@@ -8,6 +8,7 @@ and tools included), built-in tasks, or answers of the model itself (`--rollouts
 at the start is the reference; it reads each answer once, before training:
 
     RUN/reference.safetensors    log-probabilities of every answer, and what they were computed on
+    RUN/rollouts.jsonl           with --rollouts: pairs of the model's own answers
 """
 
 import hashlib
@@ -22,13 +23,18 @@ from torch import Tensor, nn
 
 from herdling import distributed
 from herdling.data.pair_loader import PairLoader
-from herdling.data.preferences import Shared, open_pairs
-from herdling.data.spec import Opening
+from herdling.data.preferences import PairSource, RecordPairs, Shared, open_pairs
+from herdling.data.records import JsonLines
+from herdling.data.spec import Opening, parse
+from herdling.errors import ConfigError
 from herdling.files import atomic_file
+from herdling.infer.lm import load
 from herdling.metrics import Progress
 from herdling.optim.adamw import AdamWConfig
 from herdling.optim.schedule import Schedule
 from herdling.recipes.training import Run, Training, at_least_one
+from herdling.rollouts.pairs import write_pairs
+from herdling.tasks.mixture import open_task
 from herdling.tasks.preferences import makers
 from herdling.train.preference import PreferenceConfig, PreferenceLoss, answers, pairs
 
@@ -49,6 +55,14 @@ class Config(Training):
     """Which part of files to train on; all leaves nothing to test on."""
     encoding_errors: Literal["strict", "replace"] = "strict"
     """What a byte of your files that is not UTF-8 does: stop the run, or become U+FFFD."""
+    rollouts: str | None = None
+    """Tasks, perhaps with weights, that the model plays first: its right answers beside its wrong ones."""
+    rollout_share: float = 0.5
+    """With --rollouts: their share of the pairs."""
+    tries: int = 8
+    """With --rollouts: answers to each prompt."""
+    max_tokens: int = 64
+    """With --rollouts: most tokens of an answer."""
     preference: PreferenceConfig = field(default_factory=PreferenceConfig)
     """How an answer is preferred to another."""
     without: Shared = "format"
@@ -63,7 +77,11 @@ class Config(Training):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least_one(self, "pairs", "batch", "length")
+        at_least_one(self, "pairs", "batch", "length", "max_tokens")
+        if not 0 < self.rollout_share < 1:
+            raise ConfigError(f"rollout_share is {self.rollout_share}; it must be between 0 and 1")
+        if self.tries < 2:
+            raise ConfigError(f"tries is {self.tries}; it must be at least 2")
 
 
 def main(config: Config) -> int:
@@ -77,8 +95,13 @@ def train(config: Config, name: str = "dpo") -> nn.Module:
     opening = Opening(
         run.tok, config.split, config.seed, config.length, run.processor, config.encoding_errors
     )
+    sources = open_pairs(config.data, opening, makers())
+    if config.rollouts is not None:
+        total = sum(weight for _, weight in sources)
+        share = config.rollout_share
+        sources.append((_own_pairs(config, config.rollouts, opening), total * share / (1 - share)))
     loader = PairLoader(
-        open_pairs(config.data, opening, makers()),
+        sources,
         run.tok,
         count=config.pairs,
         batch_size=config.batch,
@@ -95,6 +118,23 @@ def train(config: Config, name: str = "dpo") -> nn.Module:
         loader.reference = reference(run, loader, config.out / "reference.safetensors")
     run.fit(loader, PreferenceLoss(config.preference), weight=pairs)
     return run.save(data=list(loader.shares()), note=f"{len(loader)} pairs")
+
+
+def _own_pairs(config: Config, tasks: str, opening: Opening) -> PairSource:
+    """The model's own answers, from OUT/rollouts.jsonl if it is there."""
+    path = config.out / "rollouts.jsonl"
+    if distributed.is_main() and not path.exists():
+        given = write_pairs(
+            load(config.model),
+            [(open_task(name, opening), weight) for name, weight in parse(tasks)],
+            path,
+            count=max(1, round(config.pairs * config.rollout_share)),
+            tries=config.tries,
+            max_tokens=config.max_tokens,
+        )
+        print("pairs of the model's own: " + ", ".join(f"{n} {c}" for n, c in given.items()))
+    distributed.barrier()
+    return RecordPairs("rollouts", JsonLines([path]), opening.tok, opening.processor)
 
 
 def reference(run: Run, loader: PairLoader, path: Path) -> Tensor:

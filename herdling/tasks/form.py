@@ -1,7 +1,7 @@
 """Give the answer in the form that is asked for: one word, a sentence, or JSON.
 
-What is asked stands in the question itself ("The ball is red. What colour is it?"), so that the task
-measures obedience and not knowledge. An object with its colour and form is in one split. Chance: a
+What is asked stands in the question itself ("Ana's hat is red. What colour is it?"), so that the task
+measures obedience and not knowledge. A thing with its colour and form is in one split. Chance: a
 guess of form and colour.
 """
 
@@ -15,6 +15,7 @@ from herdling.tasks.base import Item, ask, exact
 COLOURS = ("red", "blue", "green", "black", "white", "yellow", "brown", "grey")
 THINGS = ("ball", "car", "door", "hat", "cup", "house", "boat", "coat", "lamp", "chair", "bag", "bird",
           "shoe", "box", "pen", "fish", "bike", "wall", "ring", "cat")  # fmt: skip
+OWNERS = ("Ana", "Ben", "Eva", "Ida", "Kim", "Leo", "Max", "Mia", "Noa", "Tom", "Uma", "Zoe")
 FORMS = {
     "word": ("Answer in one word.", "Only the word.", "Be brief."),
     "sentence": ("Answer in a sentence.", "Use a whole sentence.", "Say it in full."),
@@ -26,7 +27,7 @@ def written(form: str, thing: str, colour: str) -> str:
     """The answer in a form."""
     if form == "json":
         return json.dumps({"colour": colour})
-    return f"The {thing} is {colour}." if form == "sentence" else colour
+    return f"{thing} is {colour}." if form == "sentence" else colour
 
 
 class Form:
@@ -38,23 +39,20 @@ class Form:
 
     def item(self, index: int, split: str) -> Item:
         check_place(split, index)
-        form, thing, colour, wording, wish = draw(
-            self.name,
-            self.seed,
-            split,
-            index,
-            lambda rng: (
-                form := one_of(rng, *FORMS),
-                one_of(rng, *THINGS),
-                one_of(rng, *COLOURS),
-                one_of(
-                    rng, "What colour is it?", "What colour is the {}?", "Which colour has the {}?"
-                ),
-                one_of(rng, *FORMS[form]),
-            ),
-            lambda made: "/".join(made[:3]),
-        )
-        question = f"The {thing} is {colour}. {wording.format(thing)} {wish}"
+        # What the answer is first and apart: a split's share of the things must not change its odds.
+        pick = random.Random(f"{self.name}/{self.seed}/{split}/{index}/answer")
+        form, colour = pick.choice(list(FORMS)), pick.choice(COLOURS)
+
+        def make(rng: random.Random) -> tuple[str, str]:
+            thing = f"{one_of(rng, *OWNERS)}'s {one_of(rng, *THINGS)}"
+            wording = one_of(
+                rng, "What colour is it?", "Which colour has it?", "And what colour is that?"
+            )
+            return thing, f"{thing} is {colour}. {wording} {one_of(rng, *FORMS[form])}"
+
+        thing, question = draw(
+            f"{self.name}/{form}/{colour}", self.seed, split, index, make, lambda made: f"{form}/{made[0]}/{colour}"
+        )  # fmt: skip
         difficulty = list(FORMS).index(form) / 2
         return Item(
             ask(question), written(form, thing, colour), difficulty, f"{form}/{thing}/{colour}"
