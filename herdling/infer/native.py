@@ -169,6 +169,8 @@ def _forward(module: nn.Module) -> Callable | None:
 
 def _plain(module: nn.Module) -> Callable | None:
     """The native form of what an adapted leaf does without its adapters."""
+    if getattr(module, "over", None) not in (nn.Linear, Router, Experts):
+        return None
     if isinstance(module, LoraLinear):
         return lambda x: cpu.linear(x, module.base)
     return partial(_experts, module) if isinstance(module, LoraExperts) else None

@@ -12,7 +12,7 @@ The model's own parameters keep their names and objects throughout.
 """
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from herdling.errors import ConfigError, InputError
 from herdling.lora.config import LoraConfig
-from herdling.lora.layers import ADAPTED, PLAIN, Factors, LoraExperts, LoraHead, LoraLinear
-from herdling.model.sites import Site, select, weight_of
+from herdling.lora.layers import Factors, LoraExperts, LoraLinear, adapted
+from herdling.model.sites import Site, home_of, select, shape_of, weight_of
 
 Active = list[tuple[str, Tensor | None]]
 """Keys of the adapters in use, with the tokens that use each (None: all)."""
@@ -105,7 +105,7 @@ class Adapters:
             del module.lora[key]
             if not module.lora:
                 del module.lora, module.choice
-                module.__class__ = PLAIN[type(module)]  # pyright: ignore[reportAttributeAccessIssue]
+                module.__class__ = module.over  # pyright: ignore[reportAttributeAccessIssue]
         if self.default == name:
             self.default = None
         if not self._keys:
@@ -165,8 +165,8 @@ class Adapters:
     def _adapted(self, site: Site) -> LoraLinear | LoraExperts:
         """The module of a site, made one that takes adapters."""
         module = self.model.get_submodule(site.module)
-        if type(module) not in PLAIN:
-            kind = LoraHead if site.kind == "head" else ADAPTED.get(type(module))
+        if not isinstance(module, LoraLinear | LoraExperts):
+            kind = adapted(type(module), site.kind == "head")
             if kind is None:
                 raise ConfigError(
                     f"{site.module} is a {type(module).__name__}, which takes no lora"
@@ -199,29 +199,31 @@ def attach(model: nn.Module, config: LoraConfig, name: str = "adapter", seed: in
             "leave them out, or dora"
         )
     adapters.freeze()
-    fresh = {site: new_factors(weight_of(model, site), site, config, seed) for site in found}  # fmt: skip
+    fresh = {site: new_factors(model, site, config, seed) for site in found}
     adapters.add(name, fresh)
     adapters.default = name
     return adapters
 
 
-def new_factors(weight: Tensor, site: Site, config: LoraConfig, seed: int) -> Factors:
-    """Factors of no effect yet, in the weight's type (float32 where that is no float)."""
+def new_factors(model: nn.Module, site: Site, config: LoraConfig, seed: int) -> Factors:
+    """Factors of no effect yet, in the weight's type (float32 where it is no float: 4 bits, say)."""
     generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{site.path}".encode()))
-    kind = weight.dtype if weight.is_floating_point() else torch.float32
+    module, shape = model.get_submodule(site.module), shape_of(model, site)
+    device, kind = home_of(model, site)
     if site.fused:
-        E, inner, out = weight.shape
+        E, inner, out = shape
         shape_a, shape_b = (E, inner, config.r), (E, config.r, out)
     else:
-        out, inner = weight.shape
+        out, inner = shape
         shape_a, shape_b = (config.r, inner), (out, config.r)
     A = (2 * torch.rand(shape_a, generator=generator) - 1) * inner**-0.5
     magnitude = None
     if config.dora:
-        magnitude = torch.linalg.vector_norm(weight.detach().float(), dim=1).to(kind)
+        assert isinstance(module, nn.Linear)
+        magnitude = torch.linalg.vector_norm(module.weight.detach().float(), dim=1).to(kind)
     return Factors(
-        A.to(weight.device, kind),
-        torch.zeros(shape_b, device=weight.device, dtype=kind),
+        A.to(device, kind),
+        torch.zeros(shape_b, device=device, dtype=kind),
         config.alpha,
         config.rslora,
         magnitude,
@@ -229,16 +231,22 @@ def new_factors(weight: Tensor, site: Site, config: LoraConfig, seed: int) -> Fa
 
 
 @torch.no_grad()
-def merge(model: nn.Module, name: str | None = None) -> None:
+def merge(
+    model: nn.Module, name: str | None = None, plain: Callable[[nn.Module], None] | None = None
+) -> None:
     """Add an adapter to the weights, in place, and take it and all others off.
 
-    `name` may be left out where there is one adapter. The sum is made in float32.
+    `name` may be left out where there is one adapter. `plain` makes the weights float ones once the
+    adapters are off, where they are not. The sum is made in float32.
     """
     adapters = of(model)
-    for site, factors in adapters.factors(name).values():
+    found = list(adapters.factors(name).values())
+    detach(model)
+    if plain is not None:
+        plain(model)
+    for site, factors in found:
         weight = weight_of(model, site)
         weight.copy_(factors.changed(weight))
-    detach(model)
 
 
 def detach(model: nn.Module) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from herdling.lora.adapters import of
-from herdling.model.sites import KINDS, kind_of, sites, weight_of
+from herdling.model.sites import KINDS, kind_of, shape_of, sites
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ def coverage(model: nn.Module) -> list[Row]:
     reached = {path for name in adapters.names for path in adapters.factors(name)}
     sizes: dict[str, int] = dict.fromkeys((*KINDS, "other"), 0)
     trainable = dict(sizes)
-    for name, parameter in model.named_parameters():
+    plain = dict(model.named_parameters())
+    for name, parameter in plain.items():
         kind = kind_of(name)
         if ".lora." not in name:
             sizes[kind] += parameter.numel()
@@ -37,7 +38,10 @@ def coverage(model: nn.Module) -> list[Row]:
             trainable[kind] += parameter.numel()
     counts, hits = dict.fromkeys(sizes, 0), dict.fromkeys(sizes, 0)
     for site in sites(model):
-        size = weight_of(model, site).shape[0] if site.fused else 1
+        shape = shape_of(model, site)
+        if site.parameter not in plain:  # kept as codes
+            sizes[site.kind] += shape.numel()
+        size = shape[0] if site.fused else 1
         counts[site.kind] += size
         hits[site.kind] += size * (site.path in reached)
     return [Row(k, sizes[k], counts[k], hits[k], trainable[k]) for k in sizes if sizes[k]]

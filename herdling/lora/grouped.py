@@ -7,7 +7,7 @@ Shape letters: N tokens, k experts a token, M = N * k routed rows, E experts, D 
 width, r rank.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -33,6 +33,9 @@ FEW_ROWS = 32
 Part = tuple[Mapping[str, ExpertFactors], Tensor | None]
 """Factors by fused tensor (gate_up_proj, down_proj), and the tokens that use them (None: all)."""
 
+Product = Callable[[Tensor, Groups, str], Tensor]
+"""Rows sorted by expert, whose they are, and the name of a fused tensor -> rows times it."""
+
 
 def adapted_experts(
     x: Tensor,
@@ -41,19 +44,23 @@ def adapted_experts(
     gate_up: Tensor | Matrices,
     down: Tensor | Matrices,
     parts: Sequence[Part],
+    product: Product | None = None,
 ) -> Tensor:
     """`routed_experts` with weights W[e] + scale * A[e] B[e], never formed.
 
     x (N, D); chosen (N, k) int64; scores (N, k); gate_up (E, D, 2F); down (E, F, D) -> (N, D).
+    `product` (rows, groups, name) multiplies by W in the place of `grouped_matmul`.
     """
+    weights = {"gate_up_proj": gate_up, "down_proj": down}
+    product = product or (lambda rows, groups, name: grouped_matmul(rows, groups, weights[name]))
     N, E = x.shape[0], gate_up.shape[0]
 
     def swiglu(rows: Tensor, groups: Groups) -> Tensor:
         picks = [(factors, _pick(tokens, groups, N)) for factors, tokens in parts]
-        hidden = grouped_matmul(rows, groups, gate_up)
+        hidden = product(rows, groups, "gate_up_proj")
         gate, up = _add(hidden, rows, groups, picks, "gate_up_proj").chunk(2, -1)
         act = F.silu(gate) * up  # (M, F)
-        return _add(grouped_matmul(act, groups, down), act, groups, picks, "down_proj")
+        return _add(product(act, groups, "down_proj"), act, groups, picks, "down_proj")
 
     return dispatched(x, chosen, scores, E, swiglu)
 

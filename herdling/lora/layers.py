@@ -4,10 +4,14 @@ An adapted module is the same object with another class: its own parameters keep
 and references to it stay, and what was `X.q_proj.weight` still is; beside it stand
 `X.q_proj.lora.0.A` and `.B`, one number for each adapter. Which adapter a token uses is asked of
 `choice` at each call.
+
+What lies below may itself be no plain layer (quantized, or rounded in training): `adapted` makes a
+class over any kind of linear and experts, whose plain result is that kind's own.
 """
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -47,13 +51,13 @@ class Factors(nn.Module):
     def r(self) -> int:
         return self.A.shape[2] if self.A.dim() == 3 else self.A.shape[0]
 
-    def delta(self, x: Tensor, out: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """What a linear adds to its plain result: x (..., in), out (..., out) -> (..., out)."""
+    def delta(self, x: Tensor, out: Tensor, layer: "LoraLinear") -> Tensor:
+        """What `layer` adds to its plain result: x (..., in), out (..., out) -> (..., out)."""
         change = F.linear(F.linear(x.to(self.A.dtype), self.A) * self.scale, self.B)
         if self.magnitude is None:
             return change.to(out.dtype)
-        gain = self.gain(weight).to(out.dtype)
-        plain = out if bias is None else out - bias.to(out.dtype)
+        gain = self.gain(layer.base).to(out.dtype)
+        plain = out if layer.bias is None else out - layer.bias.to(out.dtype)
         return (gain - 1) * plain + gain * change.to(out.dtype)
 
     def gain(self, weight: Tensor) -> Tensor:
@@ -80,6 +84,8 @@ class LoraLinear(nn.Linear):
 
     lora: nn.ModuleDict
     choice: "Adapters"
+    over: type[nn.Module] = nn.Linear
+    """The class of the layer without adapters."""
 
     def plain(self, x: Tensor) -> Tensor:
         """The result without any adapter; another kernel may be put in its place."""
@@ -88,23 +94,24 @@ class LoraLinear(nn.Linear):
     @property
     def base(self) -> Tensor:
         """The weight without any adapter."""
-        weight = self._parameters["weight"]
+        own = getattr(self.over, "weight", None)
+        weight = own.fget(self) if isinstance(own, property) else self._parameters["weight"]
         assert weight is not None
         return weight
 
     def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        out, weight, bias = self.plain(x), self.base, self.bias
+        out = self.plain(x)
         for key, rows in self.choice.active:
             if key not in self.lora:
                 continue
             factors = self.lora[key]
             assert isinstance(factors, Factors)
             if rows is None:
-                out = out + factors.delta(x, out, weight, bias)
+                out = out + factors.delta(x, out, self)
             else:
                 flat = out.flatten(0, -2)
                 mine = (t.flatten(0, -2).index_select(0, rows) for t in (x, out))
-                out = flat.index_add(0, rows, factors.delta(*mine, weight, bias)).view_as(out)
+                out = flat.index_add(0, rows, factors.delta(*mine, self)).view_as(out)
         return out
 
 
@@ -131,6 +138,8 @@ class LoraHead(LoraLinear):
 class LoraRouter(Router, LoraLinear):  # pyright: ignore[reportIncompatibleMethodOverride]
     """A router whose logits come from the adapted linear (next in line after `Router`)."""
 
+    over = Router
+
 
 class LoraExperts(Experts):
     """Routed experts; `lora.0` holds the factors of `gate_up_proj`, of `down_proj`, or both.
@@ -140,6 +149,7 @@ class LoraExperts(Experts):
 
     lora: nn.ModuleDict
     choice: "Adapters"
+    over: type[nn.Module] = Experts
 
     def plain(self, x: Tensor, chosen: Tensor, gates: Tensor) -> Tensor:
         """The result without any adapter; another kernel may be put in its place."""
@@ -167,15 +177,23 @@ class LoraExperts(Experts):
         return out.index_select(0, torch.cat([adapted, rest]).argsort())
 
     def _changed(self, x: Tensor, chosen: Tensor, gates: Tensor, parts: Sequence[Part]) -> Tensor:
-        return adapted_experts(x, chosen, gates, self.gate_up_proj, self.down_proj, parts)
+        # Experts that are not plain say themselves what a product with a tensor of theirs is.
+        product = getattr(self, "product", None)
+        up, down = self.gate_up_proj, self.down_proj
+        return adapted_experts(x, chosen, gates, up, down, parts, product)
 
 
-ADAPTED: dict[type[nn.Module], type[nn.Module]] = {
-    nn.Linear: LoraLinear,
-    Router: LoraRouter,
-    Experts: LoraExperts,
-}
-PLAIN: dict[type[nn.Module], type[nn.Module]] = {
-    **{adapted: plain for plain, adapted in ADAPTED.items()},
-    LoraHead: nn.Linear,
-}
+@lru_cache
+def adapted(kind: type[nn.Module], head: bool = False) -> type[nn.Module] | None:
+    """The class of a layer of class `kind` that takes adapters; None where there can be none."""
+    plain = {nn.Linear: LoraHead if head else LoraLinear, Router: LoraRouter, Experts: LoraExperts}
+    if kind in plain:
+        return plain[kind]
+    if issubclass(kind, Experts):
+        return type(f"Lora{kind.__name__}", (LoraExperts, kind), {"over": kind})
+    if not issubclass(kind, nn.Linear) or issubclass(kind, Router | LoraLinear):
+        return None
+    # A kind that multiplies in the usual way, by a weight of its own, is served by `base`.
+    own = {} if kind.forward is nn.Linear.forward else {"plain": kind.forward}
+    bases = (LoraHead if head else LoraLinear, kind)
+    return type(f"Lora{kind.__name__}", bases, {"over": kind, **own})

@@ -30,7 +30,7 @@ from herdling.files import atomic_folder, read_json, recover_folder, write_json
 from herdling.lora.adapters import Adapters, of
 from herdling.lora.layers import Factors
 from herdling.lora.peft_config import PeftConfig, Target, to_peft
-from herdling.model.sites import Site, weight_of
+from herdling.model.sites import Site, home_of, shape_of
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -122,11 +122,12 @@ def _factors(
     config: PeftConfig,
     stored: "_Stored",
 ) -> Factors:
-    weight = weight_of(model, site)
+    shape, (device, kind) = shape_of(model, site), home_of(model, site)
+    device = torch.device("cpu") if device.type == "meta" else device
     stem = _stem(site, {other.path: None for other in targets})
     read, r = stored.take, target.r
     if site.fused:
-        E, inner, out = weight.shape
+        E, inner, out = shape
         swapped = _swapped(stored.shape(f"{stem}.lora_A.weight"), inner, out, config)
         i, o = (out, inner) if swapped else (inner, out)
         first = read(f"{stem}.lora_A.weight", (E * r, i)).view(E, r, i)
@@ -136,7 +137,7 @@ def _factors(
         A, B = (second, first) if swapped else (first, second)
         A = A.transpose(1, 2)  # (E, in, r)
     else:
-        out, inner = weight.shape
+        out, inner = shape
         A = read(f"{stem}.lora_A.weight", (r, inner))
         B = read(f"{stem}.lora_B.weight", (out, r))
     magnitude = None
@@ -144,8 +145,6 @@ def _factors(
         if target.by_parameter:
             raise CheckpointError(f"{config.file}: use_dora does not go with {site.parameter}")
         magnitude = read(f"{stem}.{MAGNITUDE}", (out,))
-    kind = weight.dtype if weight.is_floating_point() else torch.float32
-    device = "cpu" if weight.is_meta else weight.device
     A, B, magnitude = (
         None if t is None else t.to(device, kind).contiguous() for t in (A, B, magnitude)
     )

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+import torch
 from torch import nn
 
 from herdling.errors import ConfigError
@@ -51,6 +52,24 @@ def weight_of(model: nn.Module, site: Site) -> nn.Parameter:
     """The base weight of a site, whatever adapters lie over it."""
     own = dict(model.get_submodule(site.module).named_parameters(recurse=False))
     return own[site.fused or "weight"]
+
+
+def shape_of(model: nn.Module, site: Site) -> torch.Size:
+    """(out, in) of a linear, (E, in, out) of experts, whatever the weight is kept as."""
+    module = model.get_submodule(site.module)
+    if site.fused:
+        return getattr(module, site.fused).shape
+    assert isinstance(module, nn.Linear)
+    return torch.Size((module.out_features, module.in_features))
+
+
+def home_of(model: nn.Module, site: Site) -> tuple[torch.device, torch.dtype]:
+    """Where a site's weight lies and its type: float32 where it is kept as codes."""
+    module = model.get_submodule(site.module)
+    stored = [*module.parameters(recurse=False), *module.buffers()]
+    own = dict(module.named_parameters(recurse=False)).get(site.fused or "weight")
+    plain = own is not None and own.is_floating_point()
+    return stored[0].device, own.dtype if plain else torch.float32
 
 
 def sites(model: nn.Module) -> list[Site]:

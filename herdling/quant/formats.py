@@ -165,6 +165,18 @@ def round_trip(tensor: Tensor, name: str | Format, dim: int = -1, **options: Any
     return blocks.join(values.mul_(wide(scales)), tuple(tensor.shape)).to(tensor.dtype)
 
 
+def in_range(tensor: Tensor, form: Format, dim: int = -1) -> Tensor:
+    """Where rounding is all that a format does to a tensor: false where its range cuts a number off."""
+    block = blocks.block_shape(tuple(tensor.shape), dim, form.per, form.group)
+    tiles = blocks.split(tensor.detach().float(), block)
+    scaled = tiles / wide(_scales(tiles, form, tensor, block))
+    element, step = form.element, 0.0
+    low, high = -element.top, element.top
+    if isinstance(element, elements.Integers):  # half a step beyond the last number is rounding too
+        low, step = element.low * element.unit, element.unit / 2
+    return blocks.join((scaled >= low - step) & (scaled <= high + step), tuple(tensor.shape))
+
+
 def decode(codes: Tensor, scales: Tensor, form: Format, dim: int) -> Tensor:
     """Codes and scales, both as `Quantized` has them -> float32."""
     tiles = blocks.split(codes, blocks.block_shape(tuple(codes.shape), dim, form.per, form.group))

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from herdling.kernels import cpu
 from herdling.kernels.cpu import packed as native
-from herdling.kernels.grouped_matmul import Groups, autocast, dispatched, grouped_matmul
-from herdling.model.llama import Experts
+from herdling.kernels.grouped_matmul import Groups, autocast, grouped_matmul
 from herdling.quant import blocks, packing
 from herdling.quant.elements import Integers
+from herdling.quant.experts import StepwiseExperts
 from herdling.quant.formats import Format, Quantized, decode, quantize, round_trip
 
 MOST_ROWS = 64
@@ -181,7 +181,7 @@ class QuantLinear(nn.Linear):
         return f"activations {acts}, bias={self.bias is not None}"
 
 
-class QuantExperts(Experts):
+class QuantExperts(StepwiseExperts):
     """Routed experts with quantized matrices; only those of chosen experts become numbers."""
 
     gate_up_proj: Matrix  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -195,13 +195,10 @@ class QuantExperts(Experts):
         """x (N, D); chosen (N, k) int64; gates (N, k) -> (N, D)."""
         if (pair := self.packed(x)) is not None:
             return native.experts(x, chosen, gates, *pair)
-        return dispatched(x, chosen, gates, self.gate_up_proj.experts, self._swiglu)
+        return super().forward(x, chosen, gates)
 
-    def _swiglu(self, rows: Tensor, groups: Groups) -> Tensor:
-        rows = rounded(rows, self.activations)
-        gate, up = grouped_matmul(rows, groups, self.gate_up_proj).chunk(2, -1)
-        act = rounded(F.silu(gate) * up, self.activations)  # (M, F)
-        return grouped_matmul(act, groups, self.down_proj)
+    def product(self, rows: Tensor, groups: Groups, name: str) -> Tensor:
+        return grouped_matmul(rounded(rows, self.activations), groups, getattr(self, name))
 
     def packed(self, x: Tensor) -> tuple[native.Packed, native.Packed] | None:
         """The kernel's gate-up and down weights where the kernel is to be used for tokens `x`."""
