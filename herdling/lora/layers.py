@@ -95,7 +95,10 @@ class LoraLinear(nn.Linear):
     def base(self) -> Tensor:
         """The weight without any adapter."""
         own = getattr(self.over, "weight", None)
-        weight = own.fget(self) if isinstance(own, property) else self._parameters["weight"]
+        if isinstance(own, property) and own.fget is not None:
+            weight = own.fget(self)
+        else:
+            weight = self._parameters["weight"]
         assert weight is not None
         return weight
 

@@ -68,8 +68,9 @@ def home_of(model: nn.Module, site: Site) -> tuple[torch.device, torch.dtype]:
     module = model.get_submodule(site.module)
     stored = [*module.parameters(recurse=False), *module.buffers()]
     own = dict(module.named_parameters(recurse=False)).get(site.fused or "weight")
-    plain = own is not None and own.is_floating_point()
-    return stored[0].device, own.dtype if plain else torch.float32
+    if own is None or not own.is_floating_point():
+        return stored[0].device, torch.float32
+    return own.device, own.dtype
 
 
 def sites(model: nn.Module) -> list[Site]:

@@ -100,7 +100,8 @@ def remove(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, LowLinear | LowExperts):
             del module.recipe
-            module.__class__ = nn.Linear if isinstance(module, LowLinear) else Experts
+            plain = nn.Linear if isinstance(module, LowLinear) else Experts
+            module.__class__ = plain  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class LowLinear(nn.Linear):

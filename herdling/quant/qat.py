@@ -15,6 +15,7 @@ multiplies by the head itself; after `convert` it is.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -153,6 +154,19 @@ def remove(model: nn.Module) -> None:
     for _, module in prepared(model):
         del module.scheme
         module.__class__ = _PLAIN[type(module)]
+
+
+@contextmanager
+def removed(model: nn.Module) -> Iterator[None]:
+    """In here the layers are plain ones."""
+    before = [(module, type(module), module.scheme) for _, module in prepared(model)]
+    remove(model)
+    try:
+        yield
+    finally:
+        for module, kind, scheme in before:
+            module.__class__ = kind
+            module.scheme = scheme
 
 
 @torch.no_grad()

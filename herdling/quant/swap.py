@@ -115,6 +115,28 @@ def place(
         setattr(model.get_submodule(parent), leaf, new.train(module.training))
 
 
+@torch.no_grad()
+def restore(model: nn.Module) -> None:
+    """Plain modules again, in place and one by one, with the numbers that the codes stand for."""
+    for path, module in list(model.named_modules()):
+        if isinstance(module, QuantLinear):
+            new: nn.Module = nn.Linear(1, 1, bias=module.bias is not None)
+            new.in_features, new.out_features = module.in_features, module.out_features
+            new.weight = nn.Parameter(module.matrix.dense())
+            if module.bias is not None:
+                new.bias = module.bias
+        elif isinstance(module, QuantExperts):
+            new = Experts.__new__(Experts)
+            nn.Module.__init__(new)
+            for name in ("gate_up_proj", "down_proj"):
+                dense = getattr(module, name).dense().mT.contiguous()
+                setattr(new, name, nn.Parameter(dense))
+        else:
+            continue
+        parent, _, leaf = path.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, new.train(module.training))
+
+
 def _finite(matrix: Matrix) -> bool:
     return bool(matrix.scales.float().isfinite().all())
 

@@ -7,15 +7,16 @@
     RUN/config.yaml      the resolved settings     RUN/metrics.jsonl   loss, loads, held-out figures
     RUN/checkpoints/     for --resume              RUN/model/          the result, a model folder
     RUN/adapter/         with --lora: the adapter alone, which is merged in model/
+    RUN/quantized/       with --qat: the codes that were trained with, for adapter/ if there is one;
+                         model/ then holds the float weights below them, to train on
 
-A recipe adds its batches, its loss and its hooks; what else is to be done to the model (another
-precision, another format of the weights) happens between these calls.
+A recipe adds its batches, its loss and its hooks.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from herdling import config as settings
 from herdling import distributed, lora
@@ -29,11 +30,17 @@ from herdling.model.llama import LanguageModel
 from herdling.optim import adamw
 from herdling.optim.adamw import AdamWConfig
 from herdling.optim.schedule import Schedule
+from herdling.quant import low_precision, qat
+from herdling.quant.schemes import scheme
+from herdling.quant.swap import restore, swap
 from herdling.recipes.start import is_preset, start
 from herdling.train import rng
+from herdling.train.compression import Compression, GradientBits
 from herdling.train.health import Routing, RoutingConfig
 from herdling.train.loop import Batches, Every, Loss, fit, make_accelerator
+from herdling.train.loss_scale import LossScale
 from herdling.train.losses import Batch, target_tokens
+from herdling.train.precision import LOW, Precision
 from herdling.train.state import CheckpointConfig, State
 
 
@@ -53,8 +60,10 @@ class Training:
     """Whether a model made from a preset sees pictures."""
     accumulation: int = 1
     """Micro-batches in an optimizer step."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Type of the matrix products; the weights stay float32."""
+    precision: Precision = "fp32"
+    """Type of the matrix products; the weights stay float32. Below 16 bits: those of blocks only."""
+    gradient_bits: GradientBits = 32
+    """Bits of a gradient between processes; 8 and 4 with error feedback."""
     optimizer: AdamWConfig = field(default_factory=AdamWConfig)
     """How the weights move."""
     schedule: Schedule = field(default_factory=Schedule)
@@ -65,6 +74,12 @@ class Training:
     """When the run is saved."""
     lora: str | None = None
     """Train an adapter in place of the weights, such as r=16,alpha=32,targets=attention+experts."""
+    adapter: Path | None = None
+    """Adapter folder to go on training, together with the weights."""
+    quantize: str | None = None
+    """Keep the weights below --lora in this format, such as int4 or nf4 (QLoRA)."""
+    qat: str | None = None
+    """Round weights and activations in every forward as this format does, such as w4a8."""
     seed: int = 0
     """Decides weights and data order; the same seed gives the same run."""
     resume: bool = False
@@ -79,6 +94,20 @@ class Training:
                     f"--lora needs a trained model, and --model {self.model} starts from random "
                     "weights; remedy: --model FOLDER"
                 )
+        for name in ("quantize", "qat"):
+            if (given := getattr(self, name)) is not None:
+                scheme(given)
+        for wrong, remedy in (
+            (self.quantize and not self.lora, "--quantize needs --lora, as codes do not train"),
+            (self.quantize and self.qat, "--quantize and --qat exclude each other"),
+            (self.lora and self.adapter, "--lora is a new adapter; leave it out with --adapter"),
+            (
+                self.precision in LOW and (self.lora or self.adapter or self.qat),
+                f"--precision {self.precision} trains plain weights; remedy: bf16",
+            ),
+        ):
+            if wrong:
+                raise ConfigError(remedy)
 
 
 def at_least_one(config: Training, *names: str) -> None:
@@ -140,13 +169,26 @@ class Run:
         """None for a model without vision."""
         self.card: Card = begun.card
         self.hub = begun.hub
+        if config.quantize is not None:
+            self._say(swap(self.model, scheme(config.quantize)))
+        if config.qat is not None:
+            check_target(config.out / "quantized")
+            qat.prepare(self.model, scheme(config.qat), ends=True)
         if prepare is not None:
             prepare(self.model)
-        if config.lora is not None:
+        self.adapted = config.lora is not None or config.adapter is not None
+        if self.adapted:
             lora.check_target(config.out / "adapter")
-            lora.attach(self.model, lora.LoraConfig.parse(config.lora), seed=config.seed)
-            if distributed.is_main():
-                print(lora.table(self.model))
+            if config.lora is not None:
+                lora.attach(self.model, lora.LoraConfig.parse(config.lora), seed=config.seed)
+            elif config.adapter is not None:
+                lora.load(self.model, config.adapter, "adapter", trainable=True)
+                self.model.requires_grad_(True)
+            self._say(lora.table(self.model))
+
+    def _say(self, table: object) -> None:
+        if distributed.is_main():
+            print(table)
 
     def fit(
         self,
@@ -159,30 +201,41 @@ class Run:
         """Train on `batches` as `train.loop.fit` does; the state holds step, tokens and metrics."""
         config = self.config
         optimizer = adamw.build(self.model, config.optimizer)
-        if config.lora is not None:
+        if self.adapted:
             lora.spare_idle_experts(optimizer, self.model)
         if distributed.is_main():
             settings.save(config, config.out / "config.yaml")
-        return fit(
-            self.model,
-            optimizer,
-            batches,
-            loss,
-            schedule=config.schedule,
-            steps=config.steps,
-            hooks=hooks,
-            accelerator=self.accelerator,
-            state=self.state,
-            routing=Routing(self.model, config.routing),
-            weight=weight,
-        )
+        if config.precision in LOW:
+            low_precision.apply(self.model, config.precision)
+        try:
+            return fit(
+                self.model,
+                optimizer,
+                batches,
+                loss,
+                schedule=config.schedule,
+                steps=config.steps,
+                hooks=hooks,
+                accelerator=self.accelerator,
+                state=self.state,
+                routing=Routing(self.model, config.routing),
+                weight=weight,
+                loss_scale=LossScale() if config.precision == "fp16" else None,
+                compression=None
+                if config.gradient_bits == 32
+                else Compression(config.gradient_bits),
+            )
+        finally:
+            low_precision.remove(self.model)
 
     def save(self, data: Sequence[str], note: str = "") -> LanguageModel:
         """Write OUT/model (an adapter merged) and OUT/adapter; `data` and `note` go into the card."""
         config, out = self.config, self.config.out
         notes = [f"{self.state.step} steps, {self.state.tokens} tokens"]
         notes += [note] if note else []
-        notes += [] if config.lora is None else [f"LoRA {config.lora} merged"]
+        for name, how in (("lora", "LoRA {}"), ("quantize", "over {}"), ("qat", "rounded to {}")):
+            if (value := getattr(config, name)) is not None:
+                notes.append(how.format(value))
         card = self.card.after(
             self.name,
             name=out.resolve().name,
@@ -191,15 +244,25 @@ class Run:
             hub=self.hub,
             note=", ".join(notes),
         )
-        if config.lora is not None:
-            if distributed.is_main():
-                self._save_adapter(card)
-            lora.merge(self.model)
-        if distributed.is_main():
-            shape = self.model.config
-            save_model(self.model, shape, out / "model", self.tok, self.processor, card=card)
-            print(f"{out / 'model'}: trained on {self.state.tokens:,} tokens")
+        if self.adapted and distributed.is_main():
+            self._save_adapter(card)
+        if (
+            config.qat is not None
+        ):  # to add the adapter to weights that are then rounded would undo it
+            lora.detach(self.model)
+            with qat.removed(self.model):
+                self._write(out / "model", card)
+            self._say(qat.convert(self.model))
+        else:
+            if self.adapted:
+                lora.merge(self.model, plain=restore if config.quantize is not None else None)
+            self._write(out / "model", card)
         return self.model
+
+    def _write(self, folder: Path, card: Card) -> None:
+        if distributed.is_main():
+            save_model(self.model, self.model.config, folder, self.tok, self.processor, card=card)
+            print(f"{folder}: trained on {self.state.tokens:,} tokens")
 
     def _save_adapter(self, card: Card) -> None:
         base, duties = self.config.model, card.duties()

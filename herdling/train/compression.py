@@ -19,6 +19,8 @@ from torch import Tensor
 from herdling import distributed
 from herdling.errors import ConfigError
 
+GradientBits = Literal[32, 8, 4]
+
 BLOCK = 128
 """Gradients that share a scale."""
 
@@ -26,7 +28,7 @@ BLOCK = 128
 class Compression:
     """The communication hook of DistributedDataParallel, and the errors it carries from step to step."""
 
-    def __init__(self, bits: Literal[8, 4], feedback: bool = True) -> None:
+    def __init__(self, bits: int, feedback: bool = True) -> None:
         """`feedback` exists for the tests, which show what is lost without it."""
         if bits not in (8, 4):
             raise ConfigError(f"gradient_bits is {bits}; it must be 32, 8 or 4")

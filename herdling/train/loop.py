@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -27,6 +27,7 @@ from herdling.train.guard import NotFinite, blame, keep_batches
 from herdling.train.health import Routing
 from herdling.train.loss_scale import LossScale
 from herdling.train.losses import Batch, Numbers, routed_tokens, target_tokens
+from herdling.train.precision import Precision
 from herdling.train.signals import Stopped, StopSignals
 from herdling.train.state import State, Stateful
 
@@ -55,7 +56,7 @@ class Every:
 
 
 def make_accelerator(
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+    precision: Precision = "fp32",
     accumulation: int = 1,
     *,
     cpu: bool = False,
@@ -63,11 +64,12 @@ def make_accelerator(
     """accelerate's handle on device, precision and processes; `accumulation` micro-batches a step.
 
     The device is CUDA's, else the CPU: never MPS, which accelerate would take and which has no float64.
-    The weights stay as they are built (float32); bf16 means autocast. fp16 leaves autocast and scale to
+    The weights stay as they are built (float32); bf16 means autocast, as do precisions below it, which
+    `quant.low_precision` applies to single layers. fp16 leaves autocast and scale to
     `fit(loss_scale=...)`, because accelerate's own are not in our checkpoints.
     """
     return Accelerator(
-        mixed_precision="bf16" if precision == "bf16" else "no",
+        mixed_precision="no" if precision in ("fp32", "fp16") else "bf16",
         gradient_accumulation_steps=accumulation,
         cpu=cpu or not torch.cuda.is_available(),
         # A batch without a picture leaves the vision encoder without a gradient.
