@@ -4,6 +4,8 @@ A page lists what things are called, the English name beside the native one; or 
 their plural forms. CLDR's data is Babel's own copy (Unicode licence), read through Babel.
 """
 
+import functools
+import pickle
 from collections.abc import Iterator, Mapping
 from datetime import date, timedelta
 from typing import Any
@@ -45,9 +47,15 @@ def languages() -> list[str]:
     return found
 
 
+@functools.lru_cache(maxsize=64)
 def own_data(language: str) -> Mapping[str, Any]:
-    """What CLDR says of a language itself, without what it inherits."""
-    return localedata.load(language, merge_inherited=False)
+    """What CLDR says of a language itself, without what it inherits.
+
+    Read past babel's cache: `localedata.load(..., merge_inherited=False)` would leave there what every
+    later user of the locale then gets, without its calendar's names.
+    """
+    with open(localedata.resolve_locale_filename(language), "rb") as file:
+        return pickle.load(file)
 
 
 def _sections(

@@ -1,5 +1,8 @@
 """Built-in text: splits that share nothing, the same on every reading, within limits."""
 
+import subprocess
+import sys
+
 import pytest
 
 from herdling.data import embedded, multilingual
@@ -65,3 +68,13 @@ def test_mistakes_are_named() -> None:
         embedded.documents("poetry")
     with pytest.raises(ConfigError, match="split is 'dev'; use one of train"):
         embedded.documents("code", "dev")
+
+
+def test_reading_a_language_alone_leaves_its_calendar_to_others():
+    """babel keeps what was loaded first for every later user; ours must not be what it keeps."""
+    code = (
+        "from herdling.data.multilingual import own_data; from babel import Locale; own_data('sv'); "
+        "print(Locale.parse('sv').days['stand-alone']['wide'][0])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "m\u00e5ndag"
