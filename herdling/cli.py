@@ -20,7 +20,7 @@ VERBS = {
     "tokenizer": "Train a byte-level BPE with the Llama 4 split pattern and special tokens.",
     "pretrain": "Train a model from random weights on packed documents, text and images mixed.",
     "sft": "Tune a model on conversations.",
-    "dpo": "Learn from pairs of a better and a worse answer.",
+    "rl": "Let a model play verifiable tasks and learn from its grades.",
     "chat": "Talk to a model in the terminal.",
     "redteam": "Attack a model with templates: success by category, and over-refusal.",
     "serve": "Serve a model over HTTP: OpenAI's API and others, and a page to chat in.",

@@ -59,8 +59,6 @@ class RecordSource:
         i = shuffled(index, len(self._records.sizes), self._key)
         where, folder, record = self._records.read(i)
         try:
-            if "chosen" in record:
-                raise DataError("is a preference pair; remedy: `herdling dpo` learns from those")
             if "messages" in record:
                 return self._conversation(record, folder)
             return self._document(record, folder)
@@ -68,7 +66,7 @@ class RecordSource:
             raise DataError(f"{where}: {problem}") from problem
 
     def _conversation(self, record: Mapping[str, Any], folder: Path) -> Example:
-        messages = [resolved(message, folder) for message in record["messages"]]
+        messages = [_resolved(message, folder) for message in record["messages"]]
         rendered = chat.render(
             messages,
             self._tok,
@@ -107,7 +105,7 @@ def joined(tiles: Sequence[images.Tiles]) -> torch.Tensor | None:
     return torch.cat([t.pixel_values for t in tiles]) if tiles else None
 
 
-def resolved(message: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def _resolved(message: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """The message, checked before, with relative image paths resolved against `folder`."""
     content = message.get("content")
     if not isinstance(content, list):

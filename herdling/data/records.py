@@ -4,10 +4,8 @@ A record is a JSON object with either
 
     {"text": "...", "images": ["cat.png"]}        a document to pretrain on; images come first
     {"messages": [{"role": ..., "content": ...}], "tools": [...]}      a conversation
-    {"prompt": ..., "chosen": ..., "rejected": ..., "tools": [...]}    two answers, one of them better
 
-`prompt` of a pair is text or messages, an answer is text or the messages of the assistant; without
-`prompt` both answers are whole conversations that begin alike. Images of a conversation are parts of its messages. Image paths are relative to the file that names
+Images of a conversation are parts of its messages. Image paths are relative to the file that names
 them; data URIs may stand in their place. Every record is checked when its file is opened, and an
 error names the file and the line. JSON lines stay on disk; Parquet rows are held in memory.
 """
@@ -16,14 +14,14 @@ import json
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from herdling.data.text_files import Stretches, decode, keeper, lines
 from herdling.errors import DataError, InputError, require
 from herdling.inputs import chat
 
 PICTURES = (".bmp", ".gif", ".jpg", ".jpeg", ".jp2", ".png", ".ppm", ".tif", ".tiff", ".webp")
-_FIELDS = ("text", "images", "messages", "tools", "prompt", "chosen", "rejected")
+_FIELDS = ("text", "images", "messages", "tools")
 _NOT_TEXT_ALONE = -1
 
 Found = tuple[str, Path, dict[str, Any]]
@@ -106,23 +104,6 @@ def parquet_rows(paths: Sequence[Path]) -> Iterator[Found]:
             raise DataError(f"{path}: row {number}: not readable as Parquet: {reason}") from None
 
 
-def dataset_rows(name: str) -> Iterator[Found]:
-    """Rows of a dataset of the `datasets` library: NAME or NAME@SPLIT (default train), hub or folder.
-
-    Columns that a record does not have are left aside. Pictures must be paths or data URIs.
-    """
-    datasets = require("datasets", "data")
-    path, _, split = name.partition("@")
-    try:
-        rows = datasets.load_dataset(path, split=split or "train")
-    except Exception as problem:  # the library raises a dozen kinds
-        reason = " ".join(str(problem).split())[:200]
-        raise DataError(f"datasets:{name}: cannot be opened: {reason}") from problem
-    for number, row in enumerate(rows):
-        record = {k: v for k, v in row.items() if k in _FIELDS and v is not None}
-        yield f"datasets:{name}: row {number}", Path(), record
-
-
 def image_folder(folder: Path, errors: str = "strict") -> Iterator[Found]:
     """Records of a folder of captioned pictures; `errors` as in `decode`.
 
@@ -157,22 +138,16 @@ def parse(raw: bytes, errors: str, path: Path, line: int) -> Any:
 
 
 def check(record: Any, where: str, folder: Path) -> None:
-    """Raise DataError unless `record` is a document, a conversation or a pair whose images exist."""
+    """Raise DataError unless `record` is a document or a conversation whose images exist."""
     if not isinstance(record, dict):
         raise DataError(f"{where}: is {type(record).__name__}; each record must be a JSON object")
-    kinds = [name for name in ("text", "messages", "chosen") if name in record]
-    if len(kinds) != 1:
+    if ("text" in record) == ("messages" in record):
         names = ", ".join(sorted(record)[:8]) or "nothing"
-        raise DataError(
-            f"{where}: has {names}; a record has either 'text' or 'messages' or, as a pair, 'chosen' "
-            "and 'rejected'"
-        )
+        raise DataError(f"{where}: has {names}; a record has either 'text' or 'messages'")
     if "text" in record:
         _check_document(record, where)
-    elif "messages" in record:
-        _check_conversation(record, where)
     else:
-        _check_pair(record, where)
+        _check_conversation(record, where)
     for image in images_of(record):
         if not isinstance(image, str):
             raise DataError(
@@ -209,66 +184,10 @@ def _check_conversation(record: Mapping[str, Any], where: str) -> None:
         raise DataError(f"{where}: no message has role 'assistant', so there is nothing to learn")
 
 
-def _check_pair(record: Mapping[str, Any], where: str) -> None:
-    if record.get("images") not in (None, []):
-        raise DataError(
-            f"{where}: has images beside its prompt, where their place is unknown; remedy: put "
-            "{'type': 'image', 'image': 'cat.png'} parts into the content of a message"
-        )
-    try:
-        prompt, chosen, rejected = sides(record)
-        for answer in (chosen, rejected):
-            chat.check([*prompt, *answer], record.get("tools"))
-    except InputError as problem:
-        raise DataError(f"{where}: {problem}") from None
-    if chosen == rejected:
-        raise DataError(f"{where}: chosen and rejected are the same answer")
-    for name, answer in (("chosen", chosen), ("rejected", rejected)):
-        if not answer or answer[-1]["role"] != "assistant":
-            raise DataError(f"{where}: {name} must end with what the assistant says")
-
-
-class Sides(NamedTuple):
-    """A preference pair as messages."""
-
-    prompt: list[dict[str, Any]]
-    chosen: list[dict[str, Any]]
-    rejected: list[dict[str, Any]]
-
-
-def sides(record: Mapping[str, Any]) -> Sides:
-    """The parts of a pair; where there is no prompt, it is what both conversations begin with.
-
-    Raises InputError for a part that is neither text nor messages.
-    """
-    chosen, rejected = (_turns(record, name, "assistant") for name in ("chosen", "rejected"))
-    if record.get("prompt") is not None:
-        return Sides(_turns(record, "prompt", "user"), chosen, rejected)
-    alike = 0
-    # The last turn of each is the answer, even if the other goes on from it.
-    for one, other in zip(chosen[:-1], rejected[:-1], strict=False):
-        if one != other:
-            break
-        alike += 1
-    return Sides(chosen[:alike], chosen[alike:], rejected[alike:])
-
-
-def _turns(record: Mapping[str, Any], name: str, role: str) -> list[dict[str, Any]]:
-    value = record.get(name)
-    if isinstance(value, str):
-        return [{"role": role, "content": value}]
-    if isinstance(value, dict):
-        value = [value]
-    if not isinstance(value, list) or not all(isinstance(m, dict) and "role" in m for m in value):
-        raise InputError(f"{name} must be text or a list of messages with role and content")
-    return value
-
-
 def images_of(record: Mapping[str, Any]) -> list[Any]:
     """What a record of checked structure gives as its images, in order."""
     found = list(record.get("images") or [])
-    pair = [m for side in sides(record) for m in side] if "chosen" in record else []
-    for message in [*record.get("messages", []), *pair]:
+    for message in record.get("messages", []):
         parts = message.get("content")
         for part in parts if isinstance(parts, list) else []:
             if part["type"] != "text":
@@ -294,8 +213,6 @@ def _is_file(path: Path) -> bool:
 
 def content(record: Mapping[str, Any]) -> str:
     """What decides the split of a record: two records of the same content are in the same one."""
-    if "chosen" in record:  # the question alone: another answer to it is not another question
-        return json.dumps(sides(record).prompt)
     return json.dumps([record.get("text"), record.get("messages"), record.get("images") or []])
 
 

@@ -4,7 +4,6 @@
     code:2,english:1                 two thirds of the tokens are code
     books/*.txt,chats/*.jsonl:3      files; *.jsonl and *.parquet hold records, others plain text
     cats/                            a folder of captioned pictures
-    datasets:NAME@SPLIT              a dataset of the `datasets` library: a hub name or a folder
 
 Parts are separated by commas; a number after the last colon is the weight, 1 if absent. A name that
 is not built in is a path, in which `*`, `?`, `[...]` and `**` stand for what they do in a shell.
@@ -24,7 +23,6 @@ from herdling.data.records import (
     InMemory,
     JsonLines,
     Records,
-    dataset_rows,
     image_folder,
     only_text,
     parquet_rows,
@@ -39,7 +37,6 @@ from herdling.inputs.tokenizer import Tokenizer
 _WEIGHT = re.compile(r"(.+):(\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+)", re.ASCII)
 _BUILTIN_TEXT = {"code": 4.0, "english": 3.0, "multilingual": 3.0}
 _BUILTIN_PICTURES = 3.0
-_DATASETS = "datasets:"
 
 
 @dataclass(frozen=True)
@@ -143,20 +140,7 @@ _MAKERS: dict[str, Maker] = {
 
 
 def _files(name: str, opening: Opening, known: Sequence[str]) -> Weighted:
-    """The source of a path or pattern: its text files, or its records."""
-    found = open_files(name, opening, known)
-    if isinstance(found, TextFiles):
-        return [(_text_source(name, found, opening), 1.0)]
-    return [(_record_source(name, found, opening), 1.0)]
-
-
-def open_files(name: str, opening: Opening, known: Sequence[str] = ()) -> TextFiles | Records:
-    """What stands in the files of a path or pattern, or in a dataset.
-
-    Raises ConfigError for a name that is none, nor one of `known`; DataError for broken files.
-    """
-    if name.startswith(_DATASETS):
-        return InMemory(dataset_rows(name.removeprefix(_DATASETS)), opening.split)
+    """Sources of a path or pattern: one of its text files, one of its records."""
     if Path(name).is_dir():
         records = InMemory(image_folder(Path(name), opening.encoding_errors), opening.split)
         if not records.sizes:
@@ -164,7 +148,7 @@ def open_files(name: str, opening: Opening, known: Sequence[str] = ()) -> TextFi
                 f"{name}: no captioned picture of split {opening.split!r}; "
                 "for text files name them, such as folder/*.txt"
             )
-        return records
+        return [(_record_source(name, records, opening), 1.0)]
     paths = [Path(path) for path in sorted(glob.glob(name, recursive=True)) if Path(path).is_file()]
     if Path(name).is_file():
         paths = [Path(name)]
@@ -177,10 +161,13 @@ def open_files(name: str, opening: Opening, known: Sequence[str] = ()) -> TextFi
         )
     kind = kinds.pop()
     if kind == "text files":
-        return TextFiles(paths, opening.split, opening.encoding_errors)
+        texts = TextFiles(paths, opening.split, opening.encoding_errors)
+        return [(_text_source(name, texts, opening), 1.0)]
     if kind == "JSON lines":
-        return JsonLines(paths, opening.split, opening.encoding_errors)
-    return InMemory(parquet_rows(paths), opening.split)
+        records = JsonLines(paths, opening.split, opening.encoding_errors)
+    else:
+        records = InMemory(parquet_rows(paths), opening.split)
+    return [(_record_source(name, records, opening), 1.0)]
 
 
 def _kind(path: Path) -> str:

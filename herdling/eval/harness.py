@@ -89,7 +89,8 @@ def evaluate(
             raise ConfigError(f"{name} is {value}; it must be at least 1")
     start = time.perf_counter()
     asked = [task.item(i, split) for i in range(items)]
-    games = [Game(task, item, seed) for seed in range(tries) for item in asked]
+    # A seed of its own for each: with one for all, every item would be drawn at the same quantile.
+    games = [Game(task, item, i) for i, item in enumerate(asked * tries)]
     played = play(lm, games, max_tokens=max_tokens, temperature=temperature)
     samples = [Sample(one.item, one.reply, one.grade) for one in played[:keep]]
     accuracy = sum(one.grade for one in played) / len(played)

@@ -127,14 +127,27 @@ def data_uri(image: Image.Image) -> str:
 
 
 def curves(runs: Mapping[str, Sequence[tuple[int, float]]], ylabel: str) -> str:
-    """Lines over tokens (in millions), faint as measured and strong as a running mean."""
+    """Lines over tokens, in millions."""
+    scaled = {name: [(tokens / 1e6, y) for tokens, y in points] for name, points in runs.items()}
+    return lines(scaled, "million tokens", ylabel)
+
+
+def lines(
+    runs: Mapping[str, Sequence[tuple[float, float]]],
+    xlabel: str,
+    ylabel: str,
+    smooth: bool = True,
+) -> str:
+    """Lines through (x, y) points, faint as measured and strong as a running mean, or as they are."""
     figure, axis = _figure(8, 3)
     for name, points in runs.items():
-        x = [tokens / 1e6 for tokens, _ in points]
-        y = [value for _, value in points]
+        x, y = [at for at, _ in points], [value for _, value in points]
+        if not smooth:
+            axis.plot(x, y, marker=".", label=name)
+            continue
         (line,) = axis.plot(x, y, alpha=0.2, linewidth=0.8)
         axis.plot(x, _smooth(y), color=line.get_color(), label=name)
-    axis.set(xlabel="million tokens", ylabel=ylabel, ylim=(0, None))
+    axis.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
     axis.legend(frameon=False)
     return _svg(figure)
 

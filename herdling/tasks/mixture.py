@@ -70,18 +70,13 @@ def makers(form: Form = "chat") -> dict[str, Maker]:
     return {"tasks": partial(_all, form), **{name: partial(_one, name, form) for name in TASKS}}
 
 
-def open_task(name: str, opening: Opening) -> Task:
-    """A built-in task, with pictures of the model's size; ConfigError where it cannot see them."""
+def _one(name: str, form: Form, opening: Opening) -> Weighted:
     settings: dict[str, Any] = {"seed": opening.seed}
     if name in IMAGE_TASKS:
         if opening.processor is None:
             raise ConfigError(f"data {name}: the model has no vision; remedy: one that has")
         settings["side"] = opening.processor.size
-    return create(name, **settings)
-
-
-def _one(name: str, form: Form, opening: Opening) -> Weighted:
-    task = open_task(name, opening)
+    task = create(name, **settings)
     source = TaskSource(
         task, opening.tok, split=opening.split, form=form, processor=opening.processor
     )

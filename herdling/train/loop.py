@@ -235,6 +235,9 @@ class _Trainer:
             self._fail(micro, means["loss"], norm)
         if finite:
             self.stepper.step()
+            # torch's fused optimizers write without counting it, and an engine that shares the
+            # weights looks at the count to see that what it keeps of them is void.
+            torch.autograd.graph.increment_version(self.parameters)
             means["grad_norm"] = norm
         if self.loss_scale is not None:
             means["loss_scale"] = before = self.loss_scale.scale
@@ -311,9 +314,8 @@ class _Trainer:
 
     def _show(self, loss: float, pace: float) -> None:
         state = self.state
-        self.progress.update(
-            state.step, f"loss {loss:.4f}  {short(pace)} tok/s  {self.routing.line()}".rstrip()
-        )
+        words = (f"loss {loss:.4f}", state.aside, f"{short(pace)} tok/s", self.routing.line())
+        self.progress.update(state.step, "  ".join(filter(None, words)))
         memory = {}
         if self.device.type == "cuda":
             memory["memory"] = torch.cuda.max_memory_allocated(self.device)

@@ -85,6 +85,8 @@ class State:
         """Optimizer steps done."""
         self.tokens = 0
         """Tokens seen, over all processes, padding not counted."""
+        self.aside = ""
+        """What a hook wants to be shown beside the loss."""
         self.saved: int | None = None
         """The step of the checkpoint that holds this very state, if there is one."""
         metrics = self.folder / METRICS

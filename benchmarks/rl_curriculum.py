@@ -1,0 +1,142 @@
+"""Does RL lift a lightly tuned model on held-out prompts, and does filtering prompts beat asking all?
+
+    python benchmarks/rl_curriculum.py runs/demo/pretrain/model --out runs/rl
+
+A short SFT teaches the form of the tasks; from that one model RL runs with filtered and with uniform
+prompts, a seed at a time. Uniform runs get as many rollouts as the filtered run of their seed took,
+groups that taught nothing included. Accuracy is that of test items, greedy and drawn at temperature
+1 (pass@1). What is there already is not computed again, so seeds may run one by one.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from statistics import mean
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import herdling
+from herdling.eval.harness import evaluate
+from herdling.infer.lm import LM
+from herdling.metrics import METRICS, TIMING, read
+from herdling.optim.adamw import AdamWConfig
+from herdling.recipes import rl, sft
+from herdling.rollouts.curriculum import FilterConfig
+from herdling.train.online import OnlineConfig
+
+TASKS = "calculator,locate_shape,arithmetic"
+SFT = "count_shapes:0.5,locate_shape:0.5,shape_colour:0.5,calculator:4,arithmetic:1,sorting:1"
+MODES = ("filtered", "uniform")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("base", help="a pretrained model folder, such as the demo's")
+    parser.add_argument("--out", type=Path, default=Path("runs/rl_curriculum"))
+    parser.add_argument("--tasks", default=TASKS)
+    parser.add_argument("--sft-steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=150, help="of the filtered runs")
+    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--rate", type=float, default=4e-4)
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--items", type=int, default=300, help="test items of each task")
+    args = parser.parse_args()
+    tuned = args.out / "sft"
+    if not (tuned / "model").exists():
+        sft.main(sft.Config(
+            model=args.base, data=SFT, out=tuned, steps=args.sft_steps, rows=8, length=256,
+            optimizer=AdamWConfig(learning_rate=1e-3), resume=(tuned / METRICS).exists(),
+        ))  # fmt: skip
+    start = scores(tuned / "model", args)
+    rows = []
+    for seed in map(int, args.seeds.split(",")):
+        for mode in MODES:
+            rows.append((seed, mode, *run(mode, seed, tuned / "model", args)))
+            table(args.tasks, start, rows)
+
+
+def run(mode: str, seed: int, model: Path, args: argparse.Namespace) -> tuple[dict, dict]:
+    """Scores after RL, and figures of the run."""
+    out = args.out / f"{mode}-{seed}"
+    online = OnlineConfig(prompts=args.prompts, samples=8, max_tokens=24, length=256)
+    steps = args.steps
+    if mode == "uniform":  # as many rollouts as the filtered run
+        played = last(args.out / f"filtered-{seed}", "rollouts")
+        steps = round(played / (online.prompts * online.samples))
+    if not (out / "model").exists():
+        started = time.process_time()
+        rl.main(rl.Config(
+            model=str(model), tasks=args.tasks, out=out, steps=steps, curriculum=mode, seed=seed,
+            online=online, filter=FilterConfig(pool=512), optimizer=AdamWConfig(
+                learning_rate=args.rate, weight_decay=0.0), evaluate_every=50,
+            resume=(out / METRICS).exists(),
+        ))  # fmt: skip
+        (out / "cpu_seconds.json").write_text(json.dumps(time.process_time() - started))
+    timing = read(out / TIMING)
+    records = read(out / METRICS)
+    playing = sum(r.get("rollout_seconds", 0.0) for r in timing)
+    training = sum(r["tokens"] for r in records[-4:] if "tokens" in r)
+    del training
+    figures = {
+        "steps": steps,
+        "rollouts": last(out, "rollouts"),
+        "useful": mean(r["useful_groups"] for r in records if "useful_groups" in r),
+        "cpu": json.loads((out / "cpu_seconds.json").read_text()),
+        "playing": playing,
+        "rollouts/s": last(out, "rollouts") / playing,
+        "log_ratio": mean(r["log_ratio"] for r in records if "log_ratio" in r),
+        "flipped": mean(r["flipped_routes"] for r in records if "flipped_routes" in r),
+    }
+    return scores(out / "model", args), figures
+
+
+def last(folder: Path, name: str) -> float:
+    return [r[name] for r in read(folder / METRICS) if name in r][-1]
+
+
+def scores(model: Path, args: argparse.Namespace) -> dict[str, tuple[float, float]]:
+    """Greedy accuracy and pass@1 of every task; kept beside the model."""
+    path = model.parent / "scores.json"
+    if not path.exists():
+        lm: LM = herdling.load(model)
+        assert lm.processor is not None
+        found = {}
+        for task, _ in rl.open_tasks(args.tasks, 0, lm.processor.size):
+            options = {"items": args.items, "max_tokens": 24}
+            found[task.name] = (
+                evaluate(lm, task, **options).accuracy,
+                evaluate(lm, task, **options, temperature=1.0).accuracy,
+            )
+        path.write_text(json.dumps(found))
+    return json.loads(path.read_text())
+
+
+def table(tasks: str, start: dict, rows: list[tuple]) -> None:
+    """Markdown: greedy / pass@1 in percent, of each task and in the mean."""
+    names = [part.partition(":")[0] for part in tasks.split(",")]
+
+    def cells(found: dict) -> list[str]:
+        pairs = [found[name] for name in names]
+        pairs.append(tuple(mean(column) for column in zip(*pairs, strict=True)))
+        return [f"{100 * greedy:.1f} / {100 * drawn:.1f}" for greedy, drawn in pairs]
+
+    print("\n| | " + " | ".join([*names, "mean", "steps", "rollouts", "useful groups", "CPU s"]) + " |")  # fmt: skip
+    print("| --- |" + " --: |" * (len(names) + 5))
+    print("| SFT | " + " | ".join([*cells(start), "", "", "", ""]) + " |")
+    for seed, mode, found, f in rows:
+        own = [f"{f['steps']}", f"{f['rollouts']:.0f}", f"{f['useful']:.0%}", f"{f['cpu']:.0f}"]
+        print(f"| {mode}, seed {seed} | " + " | ".join([*cells(found), *own]) + " |")
+    for seed, mode, _, f in rows:
+        print(
+            f"{mode} {seed}: {f['rollouts/s']:.1f} rollouts/s, mean |log ratio| {f['log_ratio']:.1e}, "
+            f"flipped routes {f['flipped']:.1e}",
+            file=sys.stderr,
+        )
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

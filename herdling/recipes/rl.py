@@ -1,0 +1,181 @@
+"""Online RL on verifiable tasks: the model plays, is graded, and learns from the difference.
+
+    herdling rl --model runs/chat/model --tasks count_shapes,calculator --out runs/rl --steps 200
+    herdling rl --model runs/chat/model --tasks arithmetic:2,sorting --out runs/rl --steps 200 \\
+        --curriculum uniform --policy.loss gspo --lora r=16
+
+Prompts come from the tasks' train items, text and pictures together; those of medium difficulty for
+the present policy are asked most (docs/rl.md). Held-out accuracy is measured on validation items, and
+RUN/report.html shows difficulty, reward and the sampler's distance from the trainer over time.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from herdling.data import spec
+from herdling.errors import ConfigError, require
+from herdling.eval import report
+from herdling.eval.harness import evaluate
+from herdling.files import read_json, write_json
+from herdling.infer.lm import LM
+from herdling.metrics import METRICS, read
+from herdling.optim.adamw import AdamWConfig
+from herdling.optim.schedule import Schedule
+from herdling.recipes.training import Run, Training, at_least_one
+from herdling.rollouts.curriculum import FilterConfig
+from herdling.tasks.base import Task
+from herdling.tasks.registry import IMAGE_TASKS, create
+from herdling.train.health import RoutingConfig
+from herdling.train.loop import Every
+from herdling.train.online import Online, OnlineConfig
+from herdling.train.policy import PolicyConfig, PolicyLoss
+from herdling.train.state import State
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Training):
+    """Let a model play verifiable tasks and learn from its grades."""
+
+    tasks: str
+    """Names of tasks with commas between them, perhaps with weights, such as arithmetic:2,sorting."""
+    curriculum: Literal["filtered", "uniform"] = "filtered"
+    """Whether prompts are filtered to medium difficulty, again and again, or all asked alike."""
+    online: OnlineConfig = field(default_factory=OnlineConfig)
+    """How much is played between updates."""
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    """How grades become a gradient."""
+    filter: FilterConfig = field(default_factory=FilterConfig)
+    """How prompts are filtered; `pool` counts for uniform too."""
+    sampler: Literal["same", "bf16"] = "same"
+    """Weights that play: the trainer's own, or a copy of them in bfloat16."""
+    optimizer: AdamWConfig = field(
+        default_factory=lambda: AdamWConfig(learning_rate=2e-4, weight_decay=0.0)
+    )
+    """How the weights move."""
+    schedule: Schedule = field(default_factory=lambda: Schedule(kind="constant"))
+    """The learning rate over the run."""
+    routing: RoutingConfig = field(default_factory=lambda: RoutingConfig(balance=1e-3))
+    """How experts are kept busy."""
+    evaluate_every: int = 50
+    """Steps between two measurements on held-out items."""
+    evaluate_items: int = 64
+    """Held-out items of each task."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least_one(self, "evaluate_every", "evaluate_items")
+
+
+def main(config: Config) -> int:
+    require("matplotlib", "plots")  # before the work, not after it
+    run = Run(config, "rl")
+    tasks = open_tasks(config.tasks, config.seed, run.processor and run.processor.size)
+    loss = PolicyLoss(config.policy, longest=config.online.max_tokens * config.online.turns)
+    reference = copy.deepcopy(run.model).requires_grad_(False) if config.policy.kl > 0 else None
+    lm = LM(run.model, run.tok, run.processor)
+    if config.sampler == "bf16":
+        sampler = copy.deepcopy(run.model).to(torch.bfloat16).requires_grad_(False)
+        lm = LM(sampler, run.tok, run.processor)
+    online = Online(
+        lm,
+        tasks,
+        config.online,
+        config.policy,
+        config.filter if config.curriculum == "filtered" else None,
+        pool=config.filter.pool,
+        accumulation=config.accumulation,
+        seed=config.seed,
+        trainer=run.model,
+        reference=reference,
+    )
+    before = _before(config, lm, tasks)
+    hooks = [
+        Every(1, lambda state: _log(state, online)),
+        Every(config.evaluate_every, lambda state: _measure(state, config, lm, tasks)),
+    ]
+    run.fit(online, loss, hooks=hooks, weight=loss.weight)
+    write_report(config.out, [task.name for task, _ in tasks], before)
+    run.save(
+        data=[f"rollouts of {task.name}" for task, _ in tasks],
+        note=f"{config.policy.loss}, {config.curriculum} prompts",
+    )
+    return 0
+
+
+def open_tasks(given: str, seed: int, side: int | None) -> list[tuple[Task, float]]:
+    """The tasks of `--tasks` with their weights; `side`: pixels of a tile, None without vision."""
+    found = []
+    for name, weight in spec.parse(given):
+        settings: dict[str, Any] = {"seed": seed}
+        if name in IMAGE_TASKS:
+            if side is None:
+                raise ConfigError(f"task {name} shows pictures, and the model has no vision")
+            settings["side"] = side
+        found.append((create(name, **settings), weight))
+    return found
+
+
+def _log(state: State, online: Online) -> None:
+    numbers = online.numbers()
+    if numbers:
+        state.aside = f"reward {numbers['reward']:.3f}"
+        state.metrics.log(state.step, **numbers)
+        state.metrics.timing(state.step, **online.speed())
+
+
+def _accuracies(config: Config, lm: LM, tasks: Sequence[tuple[Task, float]]) -> dict[str, float]:
+    found = {}
+    for task, _ in tasks:
+        score = evaluate(
+            lm, task, config.evaluate_items, max_tokens=config.online.max_tokens, split="validation"
+        )
+        found[f"accuracy/{task.name}"] = score.accuracy
+    return found
+
+
+def _measure(state: State, config: Config, lm: LM, tasks: Sequence[tuple[Task, float]]) -> None:
+    state.metrics.log(state.step, **_accuracies(config, lm, tasks))
+
+
+def _before(config: Config, lm: LM, tasks: Sequence[tuple[Task, float]]) -> dict[str, float]:
+    """Held-out accuracies before the first step; kept for a run that resumes."""
+    path = config.out / "before.json"
+    if not (config.resume and path.exists()):
+        write_json(path, _accuracies(config, lm, tasks))
+    return read_json(path, ConfigError)
+
+
+LINES = (
+    ("Reward of rollouts", ("reward",), ""),
+    ("Difficulty", ("expected_pass_rate", "trained_pass_rate", "useful_groups"), "share"),
+    ("Difficulty of what was trained on, as the tasks rate it", ("trained_difficulty",), "0 easiest, 1 hardest"),
+    ("Entropy of what was drawn", ("entropy",), "nats a token"),
+    ("Tokens of a reply", ("reply_tokens",), "tokens"),
+    ("Sampler against trainer", ("log_ratio", "flipped_routes"), "mean |log ratio|, share of routes"),
+)  # fmt: skip
+"""Plots of the report: heading, figures in metrics.jsonl, what they are in."""
+
+
+def write_report(folder: Path, tasks: Sequence[str], before: dict[str, float]) -> None:
+    """RUN/report.html from the metrics of a run."""
+    records = read(folder / METRICS)
+
+    def points(name: str) -> list[tuple[int, float]]:
+        return [(r["step"], r[name]) for r in records if isinstance(r.get(name), int | float)]
+
+    held = {name: [(0, before[f"accuracy/{name}"]), *points(f"accuracy/{name}")] for name in tasks}
+    rows = [(name, f"{own[0][1]:.1%}", f"{own[-1][1]:.1%}") for name, own in held.items()]
+    sections = [
+        ("Accuracy on held-out items", report.table(("task", "before", "after"), rows, numbers=2)
+         + report.lines(held, "steps", "accuracy", smooth=False)),
+        ("What was asked: share of trained prompts by task",
+         report.lines({name: points(f"share/{name}") for name in tasks}, "steps", "share")),
+        *((head, report.lines({n: points(n) for n in names}, "steps", unit)) for head, names, unit in LINES),
+    ]  # fmt: skip
+    last = records[-1]["step"] if records else 0
+    report.write(folder / "report.html", "Online RL", f"{last} steps.", sections)
