@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from herdling.data.records import Records, located
+from herdling.data.records import Records, located, resolved
 from herdling.data.sources import Example, document, shuffled
 from herdling.data.split import check_place
 from herdling.errors import DataError, Error
@@ -66,7 +66,7 @@ class RecordSource:
             raise DataError(f"{where}: {problem}") from problem
 
     def _conversation(self, record: Mapping[str, Any], folder: Path) -> Example:
-        messages = [_resolved(message, folder) for message in record["messages"]]
+        messages = [resolved(message, folder) for message in record["messages"]]
         rendered = chat.render(
             messages,
             self._tok,
@@ -103,16 +103,3 @@ def illustrated(
 def joined(tiles: Sequence[images.Tiles]) -> torch.Tensor | None:
     """The tiles of several pictures as one (T, 3, S, S) tensor; None for none."""
     return torch.cat([t.pixel_values for t in tiles]) if tiles else None
-
-
-def _resolved(message: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The message, checked before, with relative image paths resolved against `folder`."""
-    content = message.get("content")
-    if not isinstance(content, list):
-        return dict(message)
-    parts = []
-    for part in content:
-        if part["type"] != "text":
-            part = {**part, "image": located(chat.image_of(part), folder)}
-        parts.append(part)
-    return {**message, "content": parts}

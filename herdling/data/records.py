@@ -5,23 +5,29 @@ A record is a JSON object with either
     {"text": "...", "images": ["cat.png"]}        a document to pretrain on; images come first
     {"messages": [{"role": ..., "content": ...}], "tools": [...]}      a conversation
 
-Images of a conversation are parts of its messages. Image paths are relative to the file that names
+or a conversation in one of the forms of `herdling.data.conversations`; `split` (train, validation or
+test) overrides the hash. Images of a conversation are parts of its messages. Image paths are relative to the file that names
 them; data URIs may stand in their place. Every record is checked when its file is opened, and an
 error names the file and the line. JSON lines stay on disk; Parquet rows are held in memory.
 """
 
 import json
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from herdling.data.conversations import ASKED, normal
+from herdling.data.split import SPLITS
 from herdling.data.text_files import Stretches, decode, keeper, lines
 from herdling.errors import DataError, InputError, require
 from herdling.inputs import chat
 
 PICTURES = (".bmp", ".gif", ".jpg", ".jpeg", ".jp2", ".png", ".ppm", ".tif", ".tiff", ".webp")
-_FIELDS = ("text", "images", "messages", "tools")
+FIELDS = (
+    "text", "images", "messages", "tools", "split", "conversations", "image", "system", "instruction",
+    "input", "output", "history", "prompt", "completion", "question", "answer", "grader", "reply",
+)  # fmt: skip
 _NOT_TEXT_ALONE = -1
 
 Found = tuple[str, Path, dict[str, Any]]
@@ -54,18 +60,16 @@ class JsonLines:
             for number, start, line in lines(path):
                 if not line.strip():
                     continue
-                record = parse(line, errors, path, number)
-                check(record, f"{path}:{number}", path.parent)
-                if keep(content(record)):
+                record = checked(parse(line, errors, path, number), f"{path}:{number}", path.parent)
+                if belongs(record, split, keep):
                     self._stretches.add(path, start, len(line), number)
-                    self.sizes.append(_size(record))
+                    self.sizes.append(size(record))
 
     def read(self, i: int) -> Found:
         place = self._stretches[i]
         where = f"{place.path}:{place.line}"
         record = parse(place.read(), self._errors, place.path, place.line)
-        check(record, where, place.path.parent)
-        return where, place.path.parent, record
+        return where, place.path.parent, checked(record, where, place.path.parent)
 
 
 class InMemory:
@@ -75,10 +79,10 @@ class InMemory:
         keep = keeper(split)
         self._found: list[Found] = []
         for where, folder, record in found:
-            check(record, where, folder)
-            if keep(content(record)):
+            record = checked(record, where, folder)
+            if belongs(record, split, keep):
                 self._found.append((where, folder, record))
-        self.sizes = array("q", (_size(record) for _, _, record in self._found))
+        self.sizes = array("q", (size(record) for _, _, record in self._found))
 
     def read(self, i: int) -> Found:
         return self._found[i]
@@ -91,7 +95,7 @@ def parquet_rows(paths: Sequence[Path]) -> Iterator[Found]:
         number = 0
         try:
             file = parquet.ParquetFile(path)
-            columns = [name for name in file.schema_arrow.names if name in _FIELDS]
+            columns = [name for name in file.schema_arrow.names if name in FIELDS]
             for batch in file.iter_batches(columns=columns):
                 for i in range(batch.num_rows):
                     row = {name: batch.column(name)[i].as_py() for name in columns}
@@ -137,10 +141,15 @@ def parse(raw: bytes, errors: str, path: Path, line: int) -> Any:
         raise DataError(f"{path}:{line}: not valid JSON: {problem}") from None
 
 
-def check(record: Any, where: str, folder: Path) -> None:
-    """Raise DataError unless `record` is a document or a conversation whose images exist."""
+def checked(record: Any, where: str, folder: Path) -> dict[str, Any]:
+    """The record in normal form; raises DataError unless it is a document or a conversation whose images
+    exist."""
     if not isinstance(record, dict):
         raise DataError(f"{where}: is {type(record).__name__}; each record must be a JSON object")
+    try:
+        record = normal(record)
+    except DataError as problem:
+        raise DataError(f"{where}: {problem}") from None
     if ("text" in record) == ("messages" in record):
         names = ", ".join(sorted(record)[:8]) or "nothing"
         raise DataError(f"{where}: has {names}; a record has either 'text' or 'messages'")
@@ -148,6 +157,14 @@ def check(record: Any, where: str, folder: Path) -> None:
         _check_document(record, where)
     else:
         _check_conversation(record, where)
+    if record.get("split", "train") not in SPLITS:
+        raise DataError(f"{where}: split is {record['split']!r}; use one of {', '.join(SPLITS)}")
+    check_images(record, where, folder)
+    return record
+
+
+def check_images(record: Mapping[str, Any], where: str, folder: Path) -> None:
+    """Raise DataError unless all images of a record of checked structure are there."""
     for image in images_of(record):
         if not isinstance(image, str):
             raise DataError(
@@ -200,6 +217,19 @@ def located(image: str, folder: Path) -> str:
     return image if is_data_uri(image) else str(folder / image)
 
 
+def resolved(message: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The message, checked before, with relative image paths resolved against `folder`."""
+    content = message.get("content")
+    if not isinstance(content, list):
+        return dict(message)
+    parts = []
+    for part in content:
+        if part["type"] != "text":
+            part = {**part, "image": located(chat.image_of(part), folder)}
+        parts.append(part)
+    return {**message, "content": parts}
+
+
 def is_data_uri(image: str) -> bool:
     return image[:5].lower() == "data:"
 
@@ -212,10 +242,24 @@ def _is_file(path: Path) -> bool:
 
 
 def content(record: Mapping[str, Any]) -> str:
-    """What decides the split of a record: two records of the same content are in the same one."""
-    return json.dumps([record.get("text"), record.get("messages"), record.get("images") or []])
+    """What decides the split of a record: two records of the same content are in the same one.
+
+    Of a task's item it is the question, so that a file is split the same whether it is trained on or
+    asked.
+    """
+    messages = record.get("messages")
+    if ASKED in record and messages is not None:
+        messages = messages[: record[ASKED]]
+    return json.dumps([record.get("text"), messages, record.get("images") or []])
 
 
-def _size(record: Mapping[str, Any]) -> int:
+def belongs(record: Mapping[str, Any], split: str, keep: Callable[[str], bool]) -> bool:
+    """Whether a record is of `split`, by its own word or by its content."""
+    own = record.get("split")
+    return keep(content(record)) if own is None else split in ("all", own)
+
+
+def size(record: Mapping[str, Any]) -> int:
+    """Characters of a record that is nothing but text, else -1."""
     alone = "text" in record and not record.get("images")
     return len(record["text"]) if alone else _NOT_TEXT_ALONE

@@ -4,6 +4,7 @@
     code:2,english:1                 two thirds of the tokens are code
     books/*.txt,chats/*.jsonl:3      files; *.jsonl and *.parquet hold records, others plain text
     cats/                            a folder of captioned pictures
+    hf/tatsu-lab/alpaca              a dataset of the Hugging Face hub, or of its cache
 
 Parts are separated by commas; a number after the last colon is the weight, 1 if absent. A name that
 is not built in is a path, in which `*`, `?`, `[...]` and `**` stand for what they do in a shell.
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from herdling.data import embedded, rendered
+from herdling.data import embedded, hub, rendered
 from herdling.data.pictures import PictureSource
 from herdling.data.record_source import RecordSource, RecordTexts
 from herdling.data.records import (
@@ -83,13 +84,18 @@ def open_sources(
 ) -> Weighted:
     """The sources that a spec names, with weights for `Mixture`.
 
-    `makers` are further names (tasks, for example). Raises ConfigError for a name that is neither
-    known nor a path, DataError for files that are missing or broken.
+    `makers` are further names (tasks, for example); it may make some when they are asked for. Raises
+    ConfigError for a name that is neither known nor a path, DataError for files that are missing or
+    broken.
     """
-    known = {**_MAKERS, **(makers or {})}
+    makers = makers or {}
     found: Weighted = []
     for name, weight in parse(spec):
-        made = known[name](opening) if name in known else _files(name, opening, sorted(known))
+        try:
+            maker = _MAKERS[name] if name in _MAKERS else makers[name]
+        except KeyError:
+            maker = partial(_files, name, known=sorted({**_MAKERS, **makers}))
+        made = maker(opening)
         total = sum(share for _, share in made)
         found += [(source, weight * share / total) for source, share in made]
     return found
@@ -141,6 +147,8 @@ _MAKERS: dict[str, Maker] = {
 
 def _files(name: str, opening: Opening, known: Sequence[str]) -> Weighted:
     """Sources of a path or pattern: one of its text files, one of its records."""
+    if name.startswith(hub.PREFIX):
+        return [(_record_source(name, hub.HubRows(name, opening.split), opening), 1.0)]
     if Path(name).is_dir():
         records = InMemory(image_folder(Path(name), opening.encoding_errors), opening.split)
         if not records.sizes:

@@ -16,7 +16,7 @@ from typing import Any
 from herdling.errors import ConfigError
 from herdling.infer.lm import LM
 from herdling.rollouts.play import Game, play
-from herdling.tasks.base import Item, Task
+from herdling.tasks.base import Finite, Item, Task
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,8 @@ def evaluate(
     for name, value in (("items", items), ("tries", tries)):
         if value < 1:
             raise ConfigError(f"{name} is {value}; it must be at least 1")
+    if isinstance(task, Finite):
+        items = max(1, min(items, task.size(split)))  # none is an error of the task's own
     start = time.perf_counter()
     asked = [task.item(i, split) for i in range(items)]
     # A seed of its own for each: with one for all, every item would be drawn at the same quantile.

@@ -1,6 +1,8 @@
-"""`herdling evaluate`: a model's accuracy on the built-in tasks, beside the chance level.
+"""`herdling evaluate`: a model's accuracy on tasks, built-in or one's own, beside the chance level.
 
     herdling evaluate runs/demo/model --tasks read_number,arithmetic --items 200 --json scores.json
+
+    herdling evaluate runs/demo/model --tasks my_task.py:MyTask,capitals.jsonl
 
 Only test items are asked, which no built-in training data contains.
 """
@@ -19,15 +21,15 @@ from herdling.files import write_json
 
 @dataclass(frozen=True)
 class Config:
-    """Measure a model on the built-in tasks."""
+    """Measure a model on tasks."""
 
     path: Positional[str]
     """Model folder or hub name."""
     tasks: str = "all"
-    """Names with commas between them; `all` means every task that the model can take."""
+    """Names, FILE.py:Class or FILE.jsonl, commas between; `all`: built-in ones that the model can take."""
     items: int = 200
     """Test items of each task."""
-    max_tokens: int = 32
+    max_tokens: int = 64
     """Most tokens of a reply."""
     seed: int = 0
     """Which test items are drawn."""
@@ -46,7 +48,7 @@ HEADER = (
 
 def main(config: Config) -> None:
     """Print one line a task, and write the JSON file. Raises Error for a task that cannot be asked."""
-    from herdling.tasks.registry import IMAGE_TASKS, TASKS, create
+    from herdling.tasks.registry import IMAGE_TASKS, TASKS, open_task
 
     asked = names(config.tasks, tuple(TASKS))
     if config.items < 1 or config.max_tokens < 1:
@@ -68,10 +70,9 @@ def main(config: Config) -> None:
     results: dict[str, Any] = {}
     print(HEADER)
     for name in asked:
-        settings: dict[str, Any] = {"seed": config.seed}
-        if name in IMAGE_TASKS and lm.processor is not None:
-            settings["side"] = lm.processor.size  # one tile
-        score = evaluate(lm, create(name, **settings), config.items, max_tokens=config.max_tokens)
+        side = None if lm.processor is None else lm.processor.size  # one tile
+        task = open_task(name, config.seed, side)
+        score = evaluate(lm, task, config.items, max_tokens=config.max_tokens)
         results[name] = score.plain()
         print(
             f"{name:<16} {score.accuracy:>8.3f}  {score.low:>5.3f} .. {score.high:.3f}  "
@@ -86,12 +87,14 @@ def main(config: Config) -> None:
 
 
 def names(given: str, known: Sequence[str]) -> list[str]:
-    """The tasks of `--tasks`, each once. Raises ConfigError for an unknown name."""
+    """The tasks of `--tasks`, each once; files are opened later. Raises ConfigError for an unknown name."""
+    from herdling.tasks.registry import is_file
+
     if given == "all":
         return list(known)
     found = list(dict.fromkeys(name.strip() for name in given.split(",") if name.strip()))
     for name in found:
-        if name not in known:
+        if name not in known and not is_file(name):
             raise ConfigError(f"task {name!r} is unknown{nearest(name, known)}")
     if not found:
         raise ConfigError(f"tasks is {given!r}; name some of {', '.join(known)}, or all")

@@ -87,6 +87,15 @@ class MultiTurn(Protocol):
         ...
 
 
+@runtime_checkable
+class Finite(Protocol):
+    """What a task has besides when its items are a fixed collection."""
+
+    def size(self, split: str) -> int:
+        """How many items a split has before the same come again."""
+        ...
+
+
 def ask(question: str, *images: Image.Image) -> list[dict[str, Any]]:
     """One user turn: the images first, then the question."""
     if not images:

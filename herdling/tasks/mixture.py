@@ -2,6 +2,7 @@
 
 herdling sft --data tasks                    all tasks, those with pictures if the model sees
 herdling sft --data arithmetic:2,languages   single tasks with weights
+herdling sft --data my_task.py:MyTask:2      a task of one's own (see herdling.tasks.registry)
 
 open_sources("tasks", opening, makers())
 """
@@ -14,12 +15,12 @@ from PIL import Image
 from herdling.data.record_source import illustrated, joined
 from herdling.data.sources import Example
 from herdling.data.spec import Maker, Opening, Weighted
-from herdling.errors import ConfigError
+from herdling.errors import ConfigError, DataError
 from herdling.inputs import chat, tool_calls
 from herdling.inputs.images import ImageProcessor
 from herdling.inputs.tokenizer import Tokenizer
 from herdling.tasks.base import Item, Task
-from herdling.tasks.registry import IMAGE_TASKS, TASKS, create
+from herdling.tasks.registry import IMAGE_TASKS, TASKS, open_task
 
 Form = Literal["chat", "document"]
 
@@ -51,6 +52,8 @@ class TaskSource:
 
     def example(self, index: int) -> Example:
         item = self._task.item(index, self._split)
+        if not item.answer:
+            raise DataError(f"{self.name}: an item has no answer to train on; remedy: give it one")
         if self._form == "document":
             text, pictures = _plain(item)
             ids = self._tok.encode(text)
@@ -66,17 +69,28 @@ class TaskSource:
 
 
 def makers(form: Form = "chat") -> dict[str, Maker]:
-    """What `--data` may name besides built-in data and files: 'tasks', and each task."""
-    return {"tasks": partial(_all, form), **{name: partial(_one, name, form) for name in TASKS}}
+    """What `--data` may name besides built-in data and files: 'tasks', each task, and FILE.py:Class."""
+    return _Makers(
+        {"tasks": partial(_all, form), **{name: partial(_one, name, form) for name in TASKS}}, form
+    )
+
+
+class _Makers(dict[str, Maker]):
+    """By name; a task of a Python file is made when it is asked for."""
+
+    def __init__(self, known: dict[str, Maker], form: Form) -> None:
+        super().__init__(known)
+        self._form: Form = form
+
+    def __missing__(self, name: str) -> Maker:
+        if ".py:" in name:
+            return partial(_one, name, self._form)
+        raise KeyError(name)
 
 
 def _one(name: str, form: Form, opening: Opening) -> Weighted:
-    settings: dict[str, Any] = {"seed": opening.seed}
-    if name in IMAGE_TASKS:
-        if opening.processor is None:
-            raise ConfigError(f"data {name}: the model has no vision; remedy: one that has")
-        settings["side"] = opening.processor.size
-    task = create(name, **settings)
+    side = None if opening.processor is None else opening.processor.size
+    task = open_task(name, opening.seed, side)
     source = TaskSource(
         task, opening.tok, split=opening.split, form=form, processor=opening.processor
     )

@@ -1,12 +1,18 @@
-"""The built-in tasks by name, each imported only when it is asked for.
+"""Tasks by name, each imported only when it is asked for: the built-in ones, and those of users' files.
 
-task = create("read_number", seed=0, side=32)
-item = task.item(0, "test")
+task = open_task("read_number", seed=0, side=32)
+task = open_task("lessons/rhymes.py:Rhymes")          a class of a Python file
+task = open_task("lessons/capitals.jsonl")            questions with answers, see herdling.tasks.jsonl
 """
 
 import importlib
+import importlib.util
+import inspect
+import sys
+from pathlib import Path
 from typing import Any
 
+from herdling.config import nearest
 from herdling.errors import ConfigError
 from herdling.tasks.base import Task
 
@@ -46,8 +52,67 @@ TASKS: dict[str, str] = IMAGE_TASKS | TEXT_TASKS | TOOL_TASKS
 
 
 def create(name: str, **settings: Any) -> Task:
-    """The task of that name; `settings` go to its class. Raises ConfigError for an unknown name."""
+    """The built-in task of that name; `settings` go to its class. Raises ConfigError for another name."""
     if name not in TASKS:
         raise ConfigError(f"task {name!r} is unknown; there are {', '.join(TASKS)}")
     module, _, kind = TASKS[name].partition(":")
     return getattr(importlib.import_module(f"herdling.tasks.{module}"), kind)(**settings)
+
+
+def open_task(name: str, seed: int = 0, side: int | None = None) -> Task:
+    """A built-in task, `FILE.py:Class`, or `FILE.jsonl`.
+
+    `side` is the size of a tile for tasks that draw pictures, None for a model that sees none. A class of
+    a user's file gets `seed` and `side` if it takes them. Raises ConfigError for a name that is none of
+    these, and for a task with pictures if there is no `side`; DataError for a broken file.
+    """
+    if name in TASKS:
+        if name not in IMAGE_TASKS:
+            return create(name, seed=seed)
+        if side is None:
+            raise ConfigError(f"task {name}: the model has no vision; remedy: one that has")
+        return create(name, seed=seed, side=side)
+    if not is_file(name):
+        raise ConfigError(f"task {name!r} is unknown{nearest(name, list(TASKS))}")
+    path, _, kind = name.rpartition(":") if ".py:" in name else (name, "", "")
+    if not Path(path).is_file():
+        raise ConfigError(f"task {name!r}: {path} is not a file")
+    if not kind:
+        from herdling.tasks.jsonl import JsonLines
+
+        return JsonLines(path, seed)
+    made = _class(Path(path), kind)
+    takes = inspect.signature(made).parameters
+    if "side" in takes and side is None and takes["side"].default is inspect.Parameter.empty:
+        raise ConfigError(f"task {name}: the model has no vision; remedy: one that has")
+    given = {"seed": seed, **({} if side is None else {"side": side})}
+    task = made(**{key: value for key, value in given.items() if key in takes})
+    lacks = [part for part in ("name", "chance", "item", "grade") if not hasattr(task, part)]
+    if lacks:
+        raise ConfigError(f"{name} is no task, it has no {' and no '.join(lacks)}")
+    return task
+
+
+def is_file(name: str) -> bool:
+    """Whether a name is that of a user's task, `FILE.py:Class` or `FILE.jsonl`."""
+    return ".py:" in name or name.endswith(".jsonl")
+
+
+def _class(path: Path, kind: str) -> Any:
+    """The class `kind` of a Python file, which is run as any module is."""
+    module_name = f"herdling_task_{path.stem}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    except Exception as problem:
+        raise ConfigError(
+            f"{path} cannot be imported: {type(problem).__name__}: {problem}"
+        ) from problem
+    found = getattr(module, kind, None)
+    if not callable(found):
+        raise ConfigError(f"{path} has no class {kind!r}")
+    return found

@@ -23,4 +23,4 @@ def test_the_records_are_records(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(lines)
     opening = Opening(Tokenizer.train([], 300), split="all")
     ((source, _),) = open_sources(str(tmp_path / "a.jsonl"), opening)
-    assert source.size == 2
+    assert source.size == 6

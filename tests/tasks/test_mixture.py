@@ -48,7 +48,7 @@ def test_a_spec_names_tasks() -> None:
     for source, _ in seeing:
         want = create(source.name).item(3, "test").answer
         assert asked(source.example(3)).endswith(f"\n{want}<|end_of_text|>")
-    with pytest.raises(ConfigError, match="data read_number: the model has no vision"):
+    with pytest.raises(ConfigError, match="task read_number: the model has no vision"):
         open_sources("read_number", Opening(TOK), makers())
 
 

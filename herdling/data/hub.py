@@ -1,0 +1,72 @@
+"""Records of a dataset by its name, through the `datasets` library.
+
+    hf/tatsu-lab/alpaca           its split `train`
+    hf/openai/gsm8k/main          with a configuration
+
+Rows stay in the library's own files on disk. Its other splits are not touched; ours divide its `train`
+by content as they do any file. Columns must be those of a record, see `herdling.data.records`.
+"""
+
+import base64
+from array import array
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from herdling.data.records import FIELDS, Found, belongs, checked, size
+from herdling.data.text_files import keeper
+from herdling.errors import ConfigError, DataError, require
+
+PREFIX = "hf/"
+
+
+class HubRows:
+    """The rows of one split, each checked when the dataset is opened."""
+
+    def __init__(self, name: str, split: str = "all") -> None:
+        """Raises ConfigError for a name of another form, DataError for rows that are no records."""
+        owner, _, rest = name.removeprefix(PREFIX).partition("/")
+        dataset, _, configuration = rest.partition("/")
+        if not owner or not dataset:
+            raise ConfigError(
+                f"data {name!r}: name it hf/OWNER/DATASET or hf/OWNER/DATASET/CONFIGURATION"
+            )
+        library = require("datasets", "data")
+        try:
+            rows = library.load_dataset(f"{owner}/{dataset}", configuration or None, split="train")
+        except Exception as problem:  # its errors have no common class
+            reason = " ".join(str(problem).split())[:300]
+            raise DataError(f"{name}: cannot be loaded: {reason}") from None
+        unused = [column for column in rows.column_names if column not in FIELDS]
+        rows = rows.remove_columns(unused)
+        for column, feature in rows.features.items():
+            if type(feature).__name__ == "Image":
+                rows = rows.cast_column(column, library.Image(decode=False))
+        self._name, self._rows, keep = name, rows, keeper(split)
+        self._places, self.sizes = array("q"), array("q")
+        for i in range(len(rows)):
+            record = self.read(i, place=i)[2]
+            if belongs(record, split, keep):
+                self._places.append(i)
+                self.sizes.append(size(record))
+
+    def read(self, i: int, place: int | None = None) -> Found:
+        place = self._places[i] if place is None else place
+        where = f"{self._name}: row {place}"
+        row = {
+            name: _plain(value) for name, value in self._rows[place].items() if value is not None
+        }
+        return where, Path(), checked(row, where, Path())
+
+
+def _plain(value: Any) -> Any:
+    """Undecoded images as data URIs, and fields that a row lacks left out."""
+    if isinstance(value, Mapping):
+        if set(value) == {"bytes", "path"}:
+            if value["bytes"] is None:
+                return value["path"]
+            return "data:image/any;base64," + base64.b64encode(value["bytes"]).decode()
+        return {key: _plain(inner) for key, inner in value.items() if inner is not None}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    return value
