@@ -2,8 +2,8 @@
 //
 // dot_*: weights as nn.Linear keeps them, W (N, K): y = x @ W^T; each output is a dot product along a row.
 // col_*: weights as fused experts keep them, W (K, N): y = x @ W; a strip of columns is summed row by row.
-// Sums are float32. bfloat16 goes through the dot-product instruction where the machine has one
-// (products exact, rounded once a pair), else it is widened to float32.
+// Activations and sums are float32. bfloat16 weights are widened two vectors at a time, the even and the odd
+// ones (a shift, a mask): products in bfloat16 itself take four times as long as float32's where there are any.
 #pragma once
 #include <algorithm>
 #include <cstdlib>
@@ -12,41 +12,41 @@
 
 namespace herdling {
 
+// One step along the memory of W: so many vectors of floats, whose order Step<T>::place tells.
 template <class T>
-struct Inner {  // how T is multiplied: type of the prepared activations and elements a step
-  using X = float;
-  using V = vfloat;
-  static constexpr int step = kLanes;
-  static V load_w(const T* p) { return load(p); }
-  static V load_x(const X* p) { return load(p); }
-  static vfloat fma(vfloat a, V x, V w) { return a + x * w; }
+struct Step {
+  static constexpr int vectors = 1, width = kLanes;
+  static void load(const T* p, vfloat* out) { out[0] = herdling::load(p); }
+  static int64_t place(int64_t k) { return k; }
 };
 
-#ifdef HERDLING_BF16_DOT
 template <>
-struct Inner<bf16> {
-  using X = bf16;
-  using V = __m512bh;
-  static constexpr int step = 32;
-  static V load_w(const bf16* p) { return (V)_mm512_loadu_si512(p); }
-  static V load_x(const bf16* p) { return (V)_mm512_loadu_si512(p); }
-  static vfloat fma(vfloat a, V x, V w) { return (vfloat)_mm512_dpbf16_ps((__m512)a, x, w); }
+struct Step<bf16> {
+  static constexpr int vectors = 2, width = 2 * kLanes;
+  static void load(const bf16* p, vfloat* out) {
+    vuint pairs;
+    memcpy(&pairs, p, sizeof pairs);
+    out[0] = (vfloat)(pairs << 16), out[1] = (vfloat)(pairs & 0xffff0000u);
+  }
+  static int64_t place(int64_t k) {  // where element k stands among the floats: even ones, odd ones
+    const int64_t in = k % width;
+    return k - in + in / 2 + in % 2 * kLanes;
+  }
 };
-#endif
 
-template <class T>
-using Prepared = typename Inner<T>::X;
-
-// Activations (M, K) as the products want them: widened if need be, rows padded with zeros.
+// Length of a row of activations of dot_*, which stand in the order of Step and end in zeros.
 template <class T>
 int64_t padded(int64_t K) {
-  return (K + Inner<T>::step - 1) / Inner<T>::step * Inner<T>::step;
+  return (K + Step<T>::width - 1) / Step<T>::width * Step<T>::width;
 }
 
 template <class T, class F>
-void prepare_row(F value, Prepared<T>* out, int64_t K) {
-  for (int64_t k = 0; k < K; k++) out[k] = narrow<Prepared<T>>(value(k));
-  for (int64_t k = K; k < padded<T>(K); k++) out[k] = Prepared<T>{};
+void prepare_row(F value, float* out, int64_t K) {
+  constexpr int width = Step<T>::width;
+  int64_t k = 0;
+  for (; k + width <= K; k += width)
+    for (int i = 0; i < width; i++) out[k + Step<T>::place(i)] = value(k + i);
+  for (int i = 0; k < padded<T>(K) && i < width; i++) out[k + Step<T>::place(i)] = k + i < K ? value(k + i) : 0.f;
 }
 
 template <class T>
@@ -54,41 +54,41 @@ constexpr int64_t kAhead = 512 / sizeof(T);  // elements between a read and its 
 
 // RM rows of x times RN rows of W: out[m][n].
 template <class T, int RM, int RN>
-inline void dot_tile(const Prepared<T>* x, int64_t x_stride, const T* w, int64_t K, float (*out)[RN]) {
-  using I = Inner<T>;
+inline void dot_tile(const float* x, int64_t x_stride, const T* w, int64_t K, float (*out)[RN]) {
+  using S = Step<T>;
   vfloat acc[RM][RN] = {};
+  auto add = [&](int n, int64_t k, const T* from) {
+    vfloat wv[S::vectors];
+    S::load(from, wv);
+#pragma GCC unroll 8
+    for (int m = 0; m < RM; m++)
+#pragma GCC unroll 2
+      for (int v = 0; v < S::vectors; v++) acc[m][n] += load(x + m * x_stride + k + v * kLanes) * wv[v];
+  };
   int64_t k = 0;
-  for (; k + I::step <= K; k += I::step) {
-    typename I::V wv[RN];
+  for (; k + S::width <= K; k += S::width) {
     const int64_t ahead = k + kAhead<T>;  // goes over to the next tile at the end of the rows
     const T* soon = w + (ahead < K ? ahead : ahead + (RN - 1) * K);
 #pragma GCC unroll 8
     for (int n = 0; n < RN; n++) {
-      wv[n] = I::load_w(w + n * K + k);
       prefetch(soon + n * K);
-    }
-#pragma GCC unroll 8
-    for (int m = 0; m < RM; m++) {
-      typename I::V xv = I::load_x(x + m * x_stride + k);
-#pragma GCC unroll 8
-      for (int n = 0; n < RN; n++) acc[m][n] = I::fma(acc[m][n], xv, wv[n]);
+      add(n, k, w + n * K + k);
     }
   }
   if (k < K) {  // the last elements of a row, padded so that no load passes its end
-    T rest[I::step];
+    T rest[S::width];
     for (int n = 0; n < RN; n++) {
       memset(rest, 0, sizeof rest);
       memcpy(rest, w + n * K + k, (K - k) * sizeof(T));
-      for (int m = 0; m < RM; m++)
-        acc[m][n] = I::fma(acc[m][n], I::load_x(x + m * x_stride + k), I::load_w(rest));
+      add(n, k, rest);
     }
   }
   sums<RM * RN>(acc[0], out[0]);
 }
 
 template <class T, int RM, class Store>
-inline void dot_rows(const Prepared<T>* x, int64_t x_stride, const T* w, int64_t K, int64_t m, int64_t n0,
-                     int64_t n1, Store store) {
+inline void dot_rows(const float* x, int64_t x_stride, const T* w, int64_t K, int64_t m, int64_t n0, int64_t n1,
+                     Store store) {
   constexpr int RN = RM == 1 ? 8 : kTile / 4 * 4 / RM > 4 ? 4 : kTile / RM;
   float out[RM][RN], last[RM][1];
   int64_t n = n0;
@@ -105,8 +105,8 @@ inline void dot_rows(const Prepared<T>* x, int64_t x_stride, const T* w, int64_t
 
 // All M rows times rows n0..n1 of W, each given to store(m, n, value). W is read from memory once.
 template <class T, class Store>
-void dot_block(const Prepared<T>* x, int64_t x_stride, int64_t M, const T* w, int64_t K, int64_t n0,
-               int64_t n1, Store store) {
+void dot_block(const float* x, int64_t x_stride, int64_t M, const T* w, int64_t K, int64_t n0, int64_t n1,
+               Store store) {
   constexpr int64_t kRows = 8;  // of W, kept in the first-level cache while the rows of x pass
   for (int64_t n = n0; n < n1; n += kRows) {
     int64_t end = std::min(n + kRows, n1), m = 0;
@@ -119,110 +119,57 @@ void dot_block(const Prepared<T>* x, int64_t x_stride, int64_t M, const T* w, in
   }
 }
 
-constexpr int64_t kDeep = 16;    // rows of W between two visits of the sums; even
+constexpr int64_t kDeep = 16;    // rows of W between two visits of the sums
 constexpr int64_t kStrip = 256;  // columns whose weights stay in the first-level cache while rows of x pass
 
-// sums[m][c] += x[m][k] * w[k][c] for RM rows, NV vectors of columns, `deep` rows of W.
+// sums[m][c] += x[m][k] * w[k][c] for RM rows, NV vectors of columns, `deep` rows of W. `ahead` elements
+// further stands what comes after this strip. Columns keep the order of Step until all sums are there.
 template <class T, int RM, int NV>
-struct Column {
-  static constexpr int width = NV * kLanes;
-  static void run(const Prepared<T>* x, int64_t x_stride, const T* w, int64_t N, int64_t deep, float* sums,
-                  int64_t stride) {
-    vfloat acc[RM][NV] = {};  // added to the sums at the end: short chains round less
-    for (int64_t k = 0; k < deep; k++) {
-      const T* row = w + k * N;
-      for (int c = 0; c < width; c += 64 / sizeof(T)) prefetch(row + kAhead<T> + c);
-      vfloat wv[NV];
-#pragma GCC unroll 16
-      for (int v = 0; v < NV; v++) wv[v] = load(row + v * kLanes);
+inline void col_tile(const float* x, int64_t x_stride, const T* w, int64_t N, int64_t deep, int64_t ahead,
+                     float* sums, int64_t stride) {
+  constexpr int V = Step<T>::vectors;
+  vfloat acc[RM][NV] = {};  // added to the sums at the end: short chains round less
+  for (int64_t k = 0; k < deep; k++) {
+    const T* row = w + k * N;
+    for (int c = 0; c < NV * kLanes; c += 64 / sizeof(T)) prefetch(row + ahead + c);
+    vfloat xv[RM];
 #pragma GCC unroll 4
-      for (int m = 0; m < RM; m++) {
-        vfloat xv = splat(widen(x[m * x_stride + k]));
+    for (int m = 0; m < RM; m++) xv[m] = splat(x[m * x_stride + k]);
 #pragma GCC unroll 16
-        for (int v = 0; v < NV; v++) acc[m][v] += xv * wv[v];
-      }
-    }
-    for (int m = 0; m < RM; m++)
-      for (int v = 0; v < NV; v++) {
-        float* p = sums + m * stride + v * kLanes;
-        store(p, load(p) + acc[m][v]);
-      }
-  }
-};
-
-#ifdef HERDLING_BF16_DOT
-// Two rows of W are woven into pairs along K; the weave permutes columns inside a block of 32, which
-// the sums keep (columns `weave` tells) until they are read.
-template <int RM, int NV>
-struct Column<bf16, RM, NV> {
-  static constexpr int width = NV * kLanes;
-  static void run(const bf16* x, int64_t x_stride, const bf16* w, int64_t N, int64_t deep, float* sums,
-                  int64_t stride) {
-    vfloat acc[RM][NV] = {};
-    for (int64_t k = 0; k < deep; k += 2) {
-      const bf16* row = w + k * N;
-      for (int c = 0; c < width; c += 32) {
-        prefetch(row + kAhead<bf16> + c);
-        prefetch(row + N + kAhead<bf16> + c);
-      }
-      bool pair = k + 1 < deep;
-      int pairs[RM];  // bits of x[k], x[k + 1]
-      for (int m = 0; m < RM; m++) {
-        const bf16* p = x + m * x_stride + k;
-        pairs[m] = int(p[0].bits | (pair ? uint32_t(p[1].bits) << 16 : 0));
-      }
-#pragma GCC unroll 8
-      for (int v = 0; v < NV; v += 2) {
-        __m512i a = _mm512_loadu_si512(row + v * kLanes);
-        __m512i b = pair ? _mm512_loadu_si512(row + N + v * kLanes) : _mm512_setzero_si512();
-        __m512bh low = (__m512bh)_mm512_unpacklo_epi16(a, b), high = (__m512bh)_mm512_unpackhi_epi16(a, b);
+    for (int v = 0; v < NV; v += V) {
+      vfloat wv[V];
+      Step<T>::load(row + v * kLanes, wv);
 #pragma GCC unroll 4
-        for (int m = 0; m < RM; m++) {
-          __m512bh xv = (__m512bh)_mm512_set1_epi32(pairs[m]);
-          acc[m][v] = Inner<bf16>::fma(acc[m][v], xv, low);
-          acc[m][v + 1] = Inner<bf16>::fma(acc[m][v + 1], xv, high);
-        }
-      }
+      for (int m = 0; m < RM; m++)
+#pragma GCC unroll 2
+        for (int i = 0; i < V; i++) acc[m][v + i] += xv[m] * wv[i];
     }
-    for (int m = 0; m < RM; m++)
-      for (int v = 0; v < NV; v++) {
-        float* p = sums + m * stride + v * kLanes;
-        store(p, load(p) + acc[m][v]);
-      }
   }
-};
-
-inline void unweave(float* sums, int64_t width) {
-  const __m512i left = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
-  const __m512i right = _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
-  for (int64_t c = 0; c + 32 <= width; c += 32) {
-    __m512 low = _mm512_loadu_ps(sums + c), high = _mm512_loadu_ps(sums + c + 16);
-    _mm512_storeu_ps(sums + c, _mm512_permutex2var_ps(low, left, high));
-    _mm512_storeu_ps(sums + c + 16, _mm512_permutex2var_ps(low, right, high));
-  }
+  for (int m = 0; m < RM; m++)
+    for (int v = 0; v < NV; v++) {
+      float* p = sums + m * stride + v * kLanes;
+      store(p, load(p) + acc[m][v]);
+    }
 }
-constexpr int kNarrow = 2;
-#else
-constexpr int kNarrow = 1;
-#endif
 
 // Columns c..width in tiles of NV vectors; says how far it came.
 template <class T, int RM, int NV>
-inline int64_t col_tiles(const Prepared<T>* x, int64_t x_stride, const T* w, int64_t N, int64_t deep,
+inline int64_t col_tiles(const float* x, int64_t x_stride, const T* w, int64_t N, int64_t deep, int64_t ahead,
                          float* sums, int64_t stride, int64_t c, int64_t width) {
-  using C = Column<T, RM, NV>;
-  for (; c + C::width <= width; c += C::width) C::run(x, x_stride, w + c, N, deep, sums + c, stride);
+  for (; c + NV * kLanes <= width; c += NV * kLanes)
+    col_tile<T, RM, NV>(x, x_stride, w + c, N, deep, ahead, sums + c, stride);
   return c;
 }
 
 template <class T, int RM>
-inline void col_rows(const Prepared<T>* x, int64_t x_stride, const T* w, int64_t N, int64_t deep,
+inline void col_rows(const float* x, int64_t x_stride, const T* w, int64_t N, int64_t deep, int64_t ahead,
                      float* sums, int64_t stride, int64_t width) {
-  int64_t c = col_tiles<T, RM, kTile / RM>(x, x_stride, w, N, deep, sums, stride, 0, width);
-  c = col_tiles<T, RM, kNarrow>(x, x_stride, w, N, deep, sums, stride, c, width);
+  constexpr int kNarrow = Step<T>::vectors;
+  int64_t c = col_tiles<T, RM, kTile / RM>(x, x_stride, w, N, deep, ahead, sums, stride, 0, width);
+  c = col_tiles<T, RM, kNarrow>(x, x_stride, w, N, deep, ahead, sums, stride, c, width);
   for (int64_t k = 0; k < deep; k++)
     for (int m = 0; m < RM; m++) {
-      float xv = widen(x[m * x_stride + k]);
+      float xv = x[m * x_stride + k];
       for (int64_t j = c; j < width; j++) sums[m * stride + j] += xv * widen(w[k * N + j]);
     }
 }
@@ -230,25 +177,32 @@ inline void col_rows(const Prepared<T>* x, int64_t x_stride, const T* w, int64_t
 // sums (M, N) = x (M, K) @ W (K, N): W is read in the order of memory, once. The order of each sum depends
 // on K alone, so a row's result does not depend on the rows beside it.
 template <class T>
-void col_block(const Prepared<T>* x, int64_t x_stride, int64_t M, const T* w, int64_t K, int64_t N,
-               float* sums) {
+void col_block(const float* x, int64_t x_stride, int64_t M, const T* w, int64_t K, int64_t N, float* sums) {
   std::fill_n(sums, M * N, 0.f);
   for (int64_t k = 0; k < K; k += kDeep) {
     int64_t deep = std::min(kDeep, K - k);
     for (int64_t c = 0; c < N; c += kStrip) {
       int64_t width = std::min(kStrip, N - c), m = 0;
+      const int64_t ahead = c + kStrip < N ? kStrip : kDeep * N - c;  // the next strip, beside or below
       const T* block = w + k * N + c;
-      for (; m + 4 <= M; m += 4)
-        col_rows<T, 4>(x + m * x_stride + k, x_stride, block, N, deep, sums + m * N + c, N, width);
-      for (; m + 2 <= M; m += 2)
-        col_rows<T, 2>(x + m * x_stride + k, x_stride, block, N, deep, sums + m * N + c, N, width);
-      if (m < M) col_rows<T, 1>(x + m * x_stride + k, x_stride, block, N, deep, sums + m * N + c, N, width);
+      auto rows = [&](auto count) {
+        constexpr int RM = decltype(count)::value;
+        col_rows<T, RM>(x + m * x_stride + k, x_stride, block, N, deep, ahead, sums + m * N + c, N, width);
+        m += RM;
+      };
+      while (m + 4 <= M) rows(std::integral_constant<int, 4>{});
+      while (m + 2 <= M) rows(std::integral_constant<int, 2>{});
+      if (m < M) rows(std::integral_constant<int, 1>{});
     }
   }
-#ifdef HERDLING_BF16_DOT
-  if (sizeof(T) == 2)
-    for (int64_t m = 0; m < M; m++) unweave(sums + m * N, N);
-#endif
+  constexpr int width = Step<T>::width;
+  if (Step<T>::vectors == 1) return;
+  for (int64_t m = 0; m < M; m++)
+    for (int64_t c = 0; c + width <= N; c += width) {
+      float woven[width], *p = sums + m * N + c;
+      memcpy(woven, p, sizeof woven);
+      for (int i = 0; i < width; i++) p[i] = woven[Step<T>::place(i)];
+    }
 }
 
 // K cut into parts that threads take one by one; a matter of K alone, like the order of sums.

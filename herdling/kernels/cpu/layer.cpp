@@ -7,40 +7,25 @@
 #include <utility>
 #include <vector>
 
-#include "dense.h"
+#include "experts.h"
 #include "pool.h"
 
 #define HERDLING_API extern "C" __attribute__((visibility("default")))
 
-// Of dense.cpp.
-#define HERDLING_USED(NAME, T)                                                                              \
-  extern "C" void herdling_rms_norm_##NAME(const T*, const T*, T*, int64_t, int64_t, float);                \
-  extern "C" void herdling_swiglu_##NAME(const T*, const T*, const T*, const T*, T*, int64_t, int64_t,      \
-                                         int64_t, int);                                                     \
-  extern "C" int herdling_experts_##NAME(const T*, const int64_t*, const T*, const T*, const T*, T*,        \
-                                         int64_t, int64_t, int64_t, int64_t, int64_t, int);                 \
-  namespace herdling {                                                                                      \
-  namespace {                                                                                               \
-  inline void rms_norm(const T* x, const T* gain, T* y, int64_t M, int64_t D, float eps) {                  \
-    herdling_rms_norm_##NAME(x, gain, y, M, D, eps);                                                        \
-  }                                                                                                         \
-  inline void swiglu(const T* x, const T* g, const T* u, const T* d, T* y, int64_t M, int64_t D, int64_t F, \
-                     int threads) {                                                                         \
-    herdling_swiglu_##NAME(x, g, u, d, y, M, D, F, threads);                                                \
-  }                                                                                                         \
-  inline int experts(const T* x, const int64_t* chosen, const T* gates, const T* gate_up, const T* down,    \
-                     T* y, int64_t N, int64_t k, int64_t E, int64_t D, int64_t F, int threads) {            \
-    return herdling_experts_##NAME(x, chosen, gates, gate_up, down, y, N, k, E, D, F, threads);             \
-  }                                                                                                         \
-  }                                                                                                         \
-  }
-
 using herdling::bf16;
-HERDLING_USED(f32, float)
-HERDLING_USED(bf16, bf16)
+// Of dense.cpp.
+extern "C" void herdling_rms_norm_f32(const float*, const float*, float*, int64_t, int64_t, float);
+extern "C" void herdling_rms_norm_bf16(const bf16*, const bf16*, bf16*, int64_t, int64_t, float);
 
 namespace herdling {
 namespace {
+
+inline void rms_norm(const float* x, const float* gain, float* y, int64_t M, int64_t D, float eps) {
+  herdling_rms_norm_f32(x, gain, y, M, D, eps);
+}
+inline void rms_norm(const bf16* x, const bf16* gain, bf16* y, int64_t M, int64_t D, float eps) {
+  herdling_rms_norm_bf16(x, gain, y, M, D, eps);
+}
 
 constexpr int64_t kSpan = 256;  // slots that one thread sees at a time; a matter of no thread count
 
@@ -193,7 +178,9 @@ void place(T* head, int64_t d, const float* cos, const float* sin, bool norm, fl
 template <class T>
 int attention(const Attention& a, const Tokens& at, const Memory& memory, const T* x, T* y, int threads) {
   const int64_t N = at.N, D = a.D, d = a.d, G = a.H / a.KV, Q = a.H * d, K = a.KV * d, W = Q + 2 * K;
-  std::vector<Range> ranges;
+  thread_local std::vector<Range> own_ranges;
+  std::vector<Range>& ranges = own_ranges;
+  ranges.clear();
   for (int64_t n = 0, first = 0; n < N; first = at.ends[n++]) {
     if (at.ends[n] <= first) return 1;
     for (int64_t t = first; t < at.ends[n]; t += kSpan) ranges.push_back({n, t, std::min(kSpan, at.ends[n] - t)});
@@ -202,27 +189,24 @@ int attention(const Attention& a, const Tokens& at, const Memory& memory, const 
   if (std::any_of(at.slots, at.slots + at.ends[N - 1], outside) || std::any_of(at.fresh, at.fresh + N, outside))
     return 1;
   thread_local Scratch scratch;
-  const int64_t P = padded<T>(D), O = padded<T>(Q), R = ranges.size();
+  thread_local Inputs<T> own_rows, own_seen;
+  Inputs<T>&rows = own_rows, &seen = own_seen;
+  const int64_t R = ranges.size();
   T *normed, *qkv;
-  Prepared<T>*rows, *seen;
   float *queries, *parts, *most, *totals;
-  Cuts().add(normed, N * D).add(rows, N * P).add(qkv, N * W).add(queries, N * Q).add(parts, R * Q)
-      .add(most, R * a.H).add(totals, R * a.H).add(seen, N * O).make(scratch);
+  Cuts().add(normed, N * D).add(qkv, N * W).add(queries, N * Q).add(parts, R * Q).add(most, R * a.H)
+      .add(totals, R * a.H).make(scratch);
 
   rms_norm(x, static_cast<const T*>(a.gain), normed, N, D, a.eps);
-  for (int64_t n = 0; n < N; n++)
-    prepare_row<T>([&](int64_t i) { return widen(normed[n * D + i]); }, rows + n * P, D);
-  const T* weights[] = {static_cast<const T*>(a.q), static_cast<const T*>(a.k), static_cast<const T*>(a.v)};
-  const int64_t edges[] = {0, Q, Q + K, W};
-  Chunks in(W, 16, D * sizeof(T), threads);
-  parallel(threads, in.count, [&](int64_t i) {
-    for (int w = 0; w < 3; w++) {
-      int64_t begin = std::max(i * in.size, edges[w]) - edges[w];
-      int64_t end = std::min((i + 1) * in.size, edges[w + 1]) - edges[w];
-      if (begin < end)
-        dot_block<T>(rows, P, N, weights[w], D, begin, end,
-                     [&](int64_t m, int64_t n, float v) { qkv[m * W + edges[w] + n] = narrow<T>(v); });
-    }
+  rows.fill(N, D, {&a.q, &a.k, &a.v}, threads, [&](int64_t n, int64_t i) { return widen(normed[n * D + i]); });
+  const Weight* weights[] = {&a.q, &a.k, &a.v};
+  const int64_t edges[] = {0, Q, Q + K};
+  Chunks chunks[] = {output_chunks<T>(a.q, threads), output_chunks<T>(a.k, threads), output_chunks<T>(a.v, threads)};
+  parallel(threads, chunks[0].count + chunks[1].count + chunks[2].count, [&](int64_t i) {
+    int w = 0;
+    while (i >= chunks[w].count) i -= chunks[w++].count;
+    rows.times(*weights[w], i * chunks[w].size, std::min(weights[w]->N, (i + 1) * chunks[w].size),
+               [&](int64_t m, int64_t n, float v) { qkv[m * W + edges[w] + n] = narrow<T>(v); });
   });
 
   auto* keys = static_cast<T*>(memory.keys) + memory.shift * K;
@@ -263,15 +247,15 @@ int attention(const Attention& a, const Tokens& at, const Memory& memory, const 
       }
       for (int64_t j = 0; j < d; j++) out[j] = rounded<T>(out[j] / total);
     }
-    prepare_row<T>([&](int64_t i) { return parts[r * Q + i]; }, seen + n * O, Q);
+    std::copy_n(parts + r * Q, Q, queries + n * Q);  // no longer needed as such
     r = end;
   }
-  Chunks out(D, 16, Q * sizeof(T), threads);
+  seen.fill(N, Q, {&a.o}, threads, [&](int64_t n, int64_t i) { return queries[n * Q + i]; });
+  Chunks out = output_chunks<T>(a.o, threads);
   parallel(threads, out.count, [&](int64_t i) {
-    dot_block<T>(seen, O, N, static_cast<const T*>(a.o), Q, i * out.size, std::min(D, (i + 1) * out.size),
-                 [&](int64_t m, int64_t n, float v) {
-                   y[m * D + n] = narrow<T>(widen(x[m * D + n]) + rounded<T>(v));
-                 });
+    seen.times(a.o, i * out.size, std::min(D, (i + 1) * out.size), [&](int64_t m, int64_t n, float v) {
+      y[m * D + n] = narrow<T>(widen(x[m * D + n]) + rounded<T>(v));
+    });
   });
   return 0;
 }
@@ -295,46 +279,91 @@ void choose(const float* logits, int64_t E, int64_t k, int64_t* chosen) {
   for (int64_t j = 0; j < k; j++) chosen[j] = queue[j].second;
 }
 
-// chosen (N, k) is written, where there are experts
+inline float gate_of(float logit) { return 1 / (1 + std::exp(-logit)); }
+
+// y (N, D) may be x; chosen (N, k) is written, where there are experts.
 template <class T>
 void feed_forward(const FeedForward& f, const T* x, T* y, int64_t* chosen, int64_t N, int threads) {
-  thread_local Scratch scratch;
-  const int64_t D = f.D, E = f.E, P = padded<T>(D);
-  T *normed, *shared, *routed, *gates;
-  Prepared<T>* rows;
-  float* logits;
-  Cuts().add(normed, N * D).add(shared, N * D).add(routed, N * D).add(gates, N * f.k).add(rows, N * P)
-      .add(logits, N * E).make(scratch);
+  thread_local Scratch scratch, routed;
+  thread_local Inputs<T> own_rows;
+  thread_local Swiglu<T> own_shared;
+  Inputs<T>& rows = own_rows;
+  Swiglu<T>& shared = own_shared;
+  const int64_t D = f.D, E = f.E;
+  T *normed, *gates;
+  float *logits, *sums;
+  Cuts().add(normed, N * D).add(sums, N * D).add(gates, N * f.k).add(logits, N * E).make(scratch);
   rms_norm(x, static_cast<const T*>(f.gain), normed, N, D, f.eps);
-  swiglu(normed, static_cast<const T*>(f.gate), static_cast<const T*>(f.up), static_cast<const T*>(f.down),
-         shared, N, D, f.F, threads);
+  rows.fill(N, D, {&f.gate, &f.up, E ? &f.router : nullptr}, threads,
+            [&](int64_t n, int64_t i) { return widen(normed[n * D + i]); });
+  shared.start(rows, f.gate, f.up, f.down, N, threads);
+  const Chunks choice = E ? output_chunks<T>(f.router, threads) : Chunks(0, 1, 1, 1);
+  parallel(threads, choice.count + shared.firsts(), [&](int64_t i) {
+    if (i >= choice.count) return shared.first(i - choice.count);
+    rows.times(f.router, i * choice.size, std::min(E, (i + 1) * choice.size),
+               [&](int64_t m, int64_t n, float v) { logits[m * E + n] = rounded<T>(v); });
+  });
+  shared.middle(threads);
+  auto down = [&](int64_t i) {
+    shared.second(i, [&](int64_t m, int64_t n, float v) { sums[m * D + n] = rounded<T>(v); });
+  };
   if (!E) {
-    for (int64_t i = 0; i < N * D; i++) y[i] = narrow<T>(widen(x[i]) + widen(shared[i]));
+    parallel(threads, shared.seconds(), down);
+    for (int64_t i = 0; i < N * D; i++) y[i] = narrow<T>(widen(x[i]) + sums[i]);
     return;
   }
-  for (int64_t n = 0; n < N; n++)
-    prepare_row<T>([&](int64_t i) { return widen(normed[n * D + i]); }, rows + n * P, D);
-  Chunks chunks(E, 8, D * sizeof(T), threads);
-  parallel(threads, chunks.count, [&](int64_t i) {
-    dot_block<T>(rows, P, N, static_cast<const T*>(f.router), D, i * chunks.size,
-                 std::min(E, (i + 1) * chunks.size),
-                 [&](int64_t m, int64_t n, float v) { logits[m * E + n] = rounded<T>(v); });
-  });
   for (int64_t n = 0; n < N; n++) {
     choose(logits + n * E, E, f.k, chosen + n * f.k);
-    for (int64_t j = 0; j < f.k; j++)
-      gates[n * f.k + j] = narrow<T>(1 / (1 + std::exp(-logits[n * E + chosen[n * f.k + j]])));
+    for (int64_t j = 0; j < f.k; j++) gates[n * f.k + j] = narrow<T>(gate_of(logits[n * E + chosen[n * f.k + j]]));
   }
-  experts(normed, chosen, gates, static_cast<const T*>(f.gate_up), static_cast<const T*>(f.outs), routed, N,
-          f.k, E, D, f.I, threads);
-  for (int64_t i = 0; i < N * D; i++)
-    y[i] = narrow<T>(widen(x[i]) + rounded<T>(widen(shared[i]) + widen(routed[i])));
+  auto rest = [&](auto bank) {
+    parallel(threads, shared.seconds() + bank.firsts(), [&](int64_t i) {
+      if (i < shared.seconds()) down(i);
+      else bank.first(i - shared.seconds());
+    });
+    parallel(bank.middles() > 4 ? threads : 1, bank.middles(), [&](int64_t m) { bank.middle(m); });
+    parallel(threads, bank.seconds(), [&](int64_t i) { bank.second(i); });
+    parallel(N > 4 ? threads : 1, N, [&](int64_t n) {
+      bank.finish(n, [&](int64_t d, float v) {
+        const int64_t i = n * D + d;
+        y[i] = narrow<T>(widen(x[i]) + rounded<T>(sums[i] + rounded<T>(v)));
+      });
+    });
+  };
+  if (f.gate_up.kind == kPlain)
+    rest(PlainExperts<T>(routed, normed, chosen, gates, static_cast<const T*>(f.gate_up.data),
+                         static_cast<const T*>(f.outs.data), N, f.k, E, D, f.I, threads));
+  else
+    rest(PackedExperts<T>(routed, normed, chosen, gates, f.gate_up, f.outs, N, f.k, E, threads));
+}
+
+// All layers, one after the other; y (N, D) holds x between them.
+template <class T>
+int layers(const Layer* all, int64_t count, const T* x, T* y, int64_t N, int threads) {
+  for (int64_t i = 0; i < count; i++, x = y) {
+    const Layer& layer = all[i];
+    if (int wrong = attention<T>(*layer.attention, *layer.tokens, *layer.memory, x, y, threads)) return wrong;
+    feed_forward<T>(*layer.forward, y, y, layer.chosen, N, threads);
+  }
+  return 0;
+}
+
+// chosen (N, k) and their gates, float32, of router logits (N, E)
+void route(const float* logits, int64_t* chosen, float* gates, int64_t N, int64_t E, int64_t k) {
+  for (int64_t n = 0; n < N; n++) {
+    choose(logits + n * E, E, k, chosen + n * k);
+    for (int64_t j = 0; j < k; j++) gates[n * k + j] = gate_of(logits[n * E + chosen[n * k + j]]);
+  }
 }
 
 }  // namespace
 }  // namespace herdling
 
 using namespace herdling;
+
+HERDLING_API void herdling_route(const float* logits, int64_t* chosen, float* gates, int64_t N, int64_t E, int64_t k) {
+  route(logits, chosen, gates, N, E, k);
+}
 
 #define HERDLING_LAYER(NAME, T)                                                                             \
   HERDLING_API int herdling_attention_step_##NAME(const Attention* a, const Tokens* at, const Memory* m,     \
@@ -344,6 +373,10 @@ using namespace herdling;
   HERDLING_API void herdling_feed_forward_step_##NAME(const FeedForward* f, const T* x, T* y,                \
                                                       int64_t* chosen, int64_t N, int threads) {            \
     feed_forward<T>(*f, x, y, chosen, N, threads);                                                          \
+  }                                                                                                         \
+  HERDLING_API int herdling_layers_step_##NAME(const Layer* all, int64_t count, const T* x, T* y, int64_t N, \
+                                               int threads) {                                               \
+    return layers<T>(all, count, x, y, N, threads);                                                         \
   }
 
 HERDLING_LAYER(f32, float)

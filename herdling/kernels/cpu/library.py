@@ -18,20 +18,20 @@ from herdling.kernels.cpu.build import BuildError, compiled
 log = logging.getLogger(__name__)
 
 P, I, N, F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
-MATRIX = [P, P, I, I, I, N]  # codes, scales, N, K, group, whether scales are float16
 SIGNATURES = {
     "linear": [P, P, P, I, I, I, N],
     "swiglu": [P, P, P, P, P, I, I, I, N],
     "experts": [P, P, P, P, P, P, I, I, I, I, I, N],
     "rms_norm": [P, P, P, I, I, F],
-    "packed_linear": [P, *MATRIX, P, I, N],
-    "packed_swiglu": [P, *MATRIX, *MATRIX, P, I, N],
-    "packed_experts": [P, P, P, *MATRIX, *MATRIX, P, I, I, I, N],
+    "packed_linear": [P, P, P, I, N],
+    "packed_swiglu": [P, P, P, P, I, N],
+    "packed_experts": [P, P, P, P, P, P, I, I, I, N],
     "attention_step": [P, P, P, P, P, N],
     "feed_forward_step": [P, P, P, P, I, N],
+    "layers_step": [P, I, P, P, I, N],
     "guess": [P, P, P, N],
 }
-TELLS = ("experts", "packed_experts", "attention_step", "guess")
+TELLS = ("experts", "packed_experts", "attention_step", "layers_step", "guess")
 """What returns 1 where an index is out of range, and has done nothing."""
 
 
@@ -59,8 +59,9 @@ def load(variant: str) -> ctypes.CDLL:
     library.herdling_features.restype = ctypes.c_char_p
     library.herdling_integer_features.restype = ctypes.c_char_p
     library.herdling_read.argtypes, library.herdling_read.restype = [P, I, N], F
-    library.herdling_packed_integers.argtypes = [P, *MATRIX, P, I]
-    library.herdling_packed_integers.restype = None
+    library.herdling_packed_integers.argtypes = [P, P, P, I, N]
+    library.herdling_route.argtypes = [P, P, P, I, I, I]
+    library.herdling_packed_integers.restype = library.herdling_route.restype = None
     for name, arguments in SIGNATURES.items():
         for kind in ("f32", "bf16"):
             function = getattr(library, f"herdling_{name}_{kind}")

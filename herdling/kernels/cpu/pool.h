@@ -7,6 +7,7 @@
 // cores back. Which thread runs a chunk never changes a result: chunks write disjoint outputs.
 #pragma once
 #include <cstdint>
+#include <type_traits>
 
 namespace herdling {
 
@@ -16,7 +17,8 @@ void parallel(int threads, int64_t chunks, Body body, void* context);
 
 template <class F>
 void parallel(int threads, int64_t chunks, F&& body) {
-  parallel(threads, chunks, [](void* f, int64_t chunk) { (*static_cast<F*>(f))(chunk); }, &body);
+  using Own = std::remove_reference_t<F>;
+  parallel(threads, chunks, [](void* f, int64_t chunk) { (*static_cast<Own*>(f))(chunk); }, &body);
 }
 
 // Chunks of `unit` items so that each thread has about 32 of at least `least` bytes.

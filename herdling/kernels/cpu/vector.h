@@ -7,9 +7,6 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
-#if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__)
-#define HERDLING_BF16_DOT 1
-#endif
 
 namespace herdling {
 

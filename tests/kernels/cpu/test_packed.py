@@ -8,30 +8,54 @@ from torch import Tensor
 
 from herdling.errors import InputError
 from herdling.kernels.cpu import packed
-from herdling.kernels.cpu.packed import pack
+from herdling.kernels.cpu.packed import Packed, pack, pack_mxfp4, pack_ternary
 
-FORMATS = [0, 32, 128]  # int8, int4 in groups
-ROWS = [1, 2, 3, 4, 5, 7, 16, 33]
+FORMATS = ["int8", "int4-g32", "int4-g128", "mxfp4", "ternary"]
+ROWS = [1, 2, 3, 4, 5, 7, 16, 33, 70]
 MATRICES = [(16, 32), (1, 1), (33, 47), (17, 130), (40, 257), (20, 31), (48, 512), (16, 96)]
+E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], dtype=torch.float64)  # fmt: skip
+LEAST = {"int8": -128, "int4-g32": -8, "int4-g128": -8, "mxfp4": 0, "ternary": -1}
 
 
-def random_codes(*shape: int, group: int, seed: int = 0) -> Tensor:
-    low, high = (-8, 8) if group else (-128, 128)
-    return torch.randint(low, high, shape, dtype=torch.int8, generator=torch.Generator().manual_seed(seed))  # fmt: skip
+def group_of(form: str) -> int:
+    return {"int4-g32": 32, "int4-g128": 128, "mxfp4": 32}.get(form, 0)
+
+
+def random_codes(*shape: int, form: str, seed: int = 0) -> Tensor:
+    low = LEAST[form]
+    high = {"mxfp4": 16, "ternary": 2}.get(form, -low)
+    dtype = torch.uint8 if form == "mxfp4" else torch.int8
+    return torch.randint(low, high, shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))  # fmt: skip
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def quantized(*shape: int, group: int, seed: int = 0) -> tuple[packed.Packed, Tensor]:
+def packed_of(codes: Tensor, scales: Tensor, form: str, floats: bool = False) -> Packed:
+    """scales (..., N, groups)"""
+    if form == "mxfp4":
+        return pack_mxfp4(codes, scales, floats)
+    if form == "ternary":
+        return pack_ternary(codes, scales[..., 0], floats)
+    group = group_of(form)
+    return pack(codes, scales if group else scales[..., 0], group, floats)
+
+
+def quantized(*shape: int, form: str, seed: int = 0, floats: bool = False) -> tuple[Packed, Tensor]:
     """A packed matrix (or several) and the same weights in float64."""
-    codes = random_codes(*shape, group=group, seed=seed)
+    codes, group = random_codes(*shape, form=form, seed=seed), group_of(form)
     groups = -(-shape[-1] // group) if group else 1
-    scales = (random(*shape[:-1], groups, seed=seed + 1).abs() + 0.1) / (8 if group else 128)
-    scales = scales.half() if group == 32 else scales
+    if form == "mxfp4":
+        exponents = torch.randint(118, 126, (*shape[:-1], groups), dtype=torch.uint8)
+        scales, numbers = torch.exp2(exponents.double() - 127), E2M1[codes.long()]
+        made = packed_of(codes, exponents, form, floats)
+    else:
+        scales = (random(*shape[:-1], groups, seed=seed + 1).abs() + 0.1) / -LEAST[form]
+        scales = scales.half() if form == "int4-g32" else scales
+        made, numbers = packed_of(codes, scales, form, floats), codes.double()
     wide = scales.double().repeat_interleave(group or shape[-1], -1)[..., : shape[-1]]
-    return pack(codes, scales if group else scales[..., 0], group), codes.double() * wide
+    return made, numbers * wide
 
 
 def rounded(x: Tensor) -> Tensor:
@@ -47,33 +71,58 @@ def swiglu(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
     return rounded((F.silu(gate) * up).float()) @ down.T
 
 
-@pytest.mark.parametrize("group", FORMATS)
-def test_integers_are_exact_for_every_shape(native, group):
+@pytest.mark.parametrize("form", FORMATS)
+def test_integers_are_exact_for_every_shape(native, form):
+    group = group_of(form)
     for M in ROWS:
         for N, K in MATRICES:
-            codes = random_codes(N, K, group=group, seed=N)
+            codes = random_codes(N, K, form=form, seed=N)
             a = torch.randint(-127, 128, (M, K), dtype=torch.int8)
             a[0] = 127  # the extremes, all at once
-            codes[0] = -8 if group else -128
+            codes[0] = 15 if form == "mxfp4" else LEAST[form]
             groups = -(-K // group) if group else 1
-            weight = pack(codes, torch.ones(N, groups) if group else torch.ones(N), group)
-            got = torch.zeros(M, groups, N, dtype=torch.int32)
-            native.herdling_packed_integers(a.data_ptr(), *weight.arguments, got.data_ptr(), M)
-            span = group or K
-            for g in range(groups):
-                part = slice(g * span, (g + 1) * span)
-                want = a.numpy()[:, part].astype(np.int64) @ codes.numpy()[:, part].T.astype(
-                    np.int64
-                )
-                np.testing.assert_array_equal(got[:, g].numpy(), want, err_msg=f"{M} {N} {K}")
+            ones = torch.ones(N, groups, dtype=torch.uint8 if form == "mxfp4" else torch.float32)
+            weight = packed_of(codes, ones, form)
+            integers = (E2M1[codes.long()] * 2).numpy() if form == "mxfp4" else codes.numpy()
+            for many in (0, 1):
+                got = torch.zeros(M, groups, N, dtype=torch.int32)
+                native.herdling_packed_integers(a.data_ptr(), weight.at, got.data_ptr(), M, many)
+                span = group or K
+                for g in range(groups):
+                    part = slice(g * span, (g + 1) * span)
+                    b = integers[:, part].T.astype(np.int64)
+                    want = a.numpy()[:, part].astype(np.int64) @ b
+                    np.testing.assert_array_equal(got[:, g].numpy(), want, f"{M} {N} {K} {many}")
 
 
-@pytest.mark.parametrize("group", FORMATS)
+@pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.usefixtures("native")
-def test_linear_is_the_formula_to_float32(group):
+def test_floats_are_multiplied_as_they_are(form):
+    """Weight-only: the product of x itself, no further off than float32 sums are."""
+    for M in (1, 2, 5, 33):
+        for N, K in MATRICES:
+            weight, wide = quantized(N, K, form=form, seed=K, floats=True)
+            x = random(M, K, seed=M)
+            got, size = packed.linear(x, weight), (x.abs().double() @ wide.abs().T)
+            assert ((got - x.double() @ wide.T).abs() <= 1e-6 * size + 1e-30).all()
+            half = packed.linear(x.bfloat16(), weight)
+            exact = (x.bfloat16().double() @ wide.T).bfloat16()
+            torch.testing.assert_close(half, exact, rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.usefixtures("native")
+def test_the_least_scale_of_mxfp4_is_a_number():
+    codes, scales = torch.full((1, 32), 2, dtype=torch.uint8), torch.zeros(1, 1, dtype=torch.uint8)
+    got = packed.linear(torch.full((1, 32), 2.0**100), pack_mxfp4(codes, scales, floats=True))
+    assert got.item() == 32 * 2.0**-27
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.usefixtures("native")
+def test_linear_is_the_formula_to_float32(form):
     for M in ROWS:
         for N, K in MATRICES:
-            weight, wide = quantized(N, K, group=group, seed=K)
+            weight, wide = quantized(N, K, form=form, seed=K)
             x = random(M, K, seed=M)
             x[-1] = 0  # no scale at all
             exact = rounded(x) @ wide.T
@@ -99,24 +148,24 @@ def test_a_linear_layer_keeps_its_meaning():
     assert (got - x @ w.T).norm() / (x @ w.T).norm() < 0.12
 
 
-@pytest.mark.parametrize("group", FORMATS)
+@pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.usefixtures("native")
-def test_swiglu_quantizes_its_inner_activation(group):
+def test_swiglu_quantizes_its_inner_activation(form):
     for M, D, inner in ((1, 64, 32), (5, 70, 48), (9, 130, 33)):
-        gate_up, wide = quantized(2 * inner, D, group=group)
-        down, narrow = quantized(D, inner, group=group, seed=5)
+        gate_up, wide = quantized(2 * inner, D, form=form)
+        down, narrow = quantized(D, inner, form=form, seed=5)
         x = random(M, D, seed=3)
         got, want = packed.swiglu(x, gate_up, down), swiglu(x, wide, narrow)
         # A code may fall on the other side of a half, where float32 and float64 differ.
         assert (got - want).norm() / want.norm() < 2e-3
 
 
-@pytest.mark.parametrize("group", FORMATS)
+@pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.usefixtures("native")
-def test_experts_quantize_rows_after_the_gate(group):
+def test_experts_quantize_rows_after_the_gate(form):
     for N, D, inner, E, k in ((1, 64, 32, 4, 1), (7, 70, 48, 3, 2), (40, 64, 33, 2, 1)):
-        gate_up, wide = quantized(E, 2 * inner, D, group=group)
-        down, narrow = quantized(E, D, inner, group=group, seed=5)
+        gate_up, wide = quantized(E, 2 * inner, D, form=form)
+        down, narrow = quantized(E, D, inner, form=form, seed=5)
         x, gates = random(N, D, seed=3), random(N, k, seed=4).sigmoid()
         chosen = random(N, E, seed=6).topk(k).indices
         want = torch.stack([
@@ -128,9 +177,11 @@ def test_experts_quantize_rows_after_the_gate(group):
         assert (got - want).norm() / want.norm() < 2e-3
 
 
+@pytest.mark.parametrize("floats", [False, True])
+@pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.usefixtures("native")
-def test_rows_do_not_depend_on_each_other_nor_on_threads():
-    weight, _ = quantized(70, 130, group=32)
+def test_rows_do_not_depend_on_each_other_nor_on_threads(form, floats):
+    weight, _ = quantized(70, 130, form=form, floats=floats)
     x, before = random(9, 130), torch.get_num_threads()
     try:
         torch.set_num_threads(3)
@@ -141,12 +192,12 @@ def test_rows_do_not_depend_on_each_other_nor_on_threads():
 
 
 def test_bits_a_weight():
-    weight = pack(random_codes(64, 256, group=32), torch.ones(64, 8).half(), 32)
+    weight = pack(random_codes(64, 256, form="int4-g32"), torch.ones(64, 8).half(), 32)
     assert weight.nbytes * 8 / (64 * 256) == 4.5
 
 
 def test_what_is_not_supported_is_refused_by_name(native):
-    codes = random_codes(16, 64, group=32)
+    codes = random_codes(16, 64, form="int4-g32")
     with pytest.raises(InputError, match="multiple of 32"):
         pack(codes, torch.ones(16, 4), 16)
     with pytest.raises(InputError, match="int8"):
