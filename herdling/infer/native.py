@@ -5,9 +5,10 @@ a half of what the memory gives; `kernels.cpu` does it at nearly all of it. The 
 changed: leaves get another `forward` for the duration of a step. Without a compiler, on other devices
 and for longer steps the leaves stay as they are.
 
-Over a plain store it goes further: a block of plain leaves is two native calls (`kernels.cpu.layer`),
-attention over the store's slots included, for one new token a sequence or several. A block with an adapter, a hook, a bias
-or leaves of another class keeps to its leaves.
+Over a plain store it goes further: blocks of plain or quantized leaves are two native calls each
+(`kernels.cpu.layer`), attention over the store's slots included, for one new token a sequence or several;
+where all blocks are, they are one call. A block with an adapter, a hook, a bias, leaves of another class
+or in a format without a kernel keeps to its leaves.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,10 +22,11 @@ from torch import Tensor, nn
 
 from herdling.errors import InputError
 from herdling.kernels import cpu
-from herdling.kernels.cpu.layer import Attention, FeedForward, Tokens
+from herdling.kernels.cpu.layer import Attention, FeedForward, Layers, Tokens, Weight
 from herdling.lora.layers import LoraExperts, LoraLinear
 from herdling.model import llama
 from herdling.model.llama import MLP, Block, Experts, MoE, RMSNorm, Router, TextLM
+from herdling.quant.modules import Matrix, QuantExperts, QuantLinear
 
 MOST_TOKENS = 16
 """Tokens of a step up to which the native products are faster than torch's."""
@@ -34,27 +36,29 @@ MANY_SEEN = 2**14
 
 @dataclass
 class Step:
-    """One new token of each of a few sequences, for fused blocks."""
+    """The tokens of a step, for fused blocks."""
 
     tokens: dict[bool, Tokens]
     """What they see in layers with RoPE (True) and without."""
     routes: list[Tensor]
-    """Where each MoE block appends the experts (N, k) that it chose."""
+    """Where the experts chosen go: (N, k) of each MoE block, or (blocks, N, k) of them all."""
 
 
 class Native:
     """Swaps the leaves of one decoder."""
 
     def __init__(self, decoder: TextLM) -> None:
-        weight = decoder.lm_head.weight
+        weight = decoder.model.embed_tokens.weight
         self._leaves: list[tuple[nn.Module, str, Callable]] = []
         kinds = (torch.float32, torch.bfloat16)
         self.fits = weight.device.type == "cpu" and weight.dtype in kinds and cpu.available()
         """Whether there is anything to swap in."""
         if not self.fits:
             return
+        self._decoder = decoder.model
         self._blocks = [block for block in decoder.model.layers if isinstance(block, Block)]
         self._fused: dict[nn.Module, Fused] = {}
+        self._layers: tuple[list[Fused], Layers | None] = [], None
         inside: set[nn.Module] = set()
         for module in decoder.modules():
             forward = None if module in inside else _forward(module)
@@ -74,11 +78,14 @@ class Native:
         if not self.fits or tokens > MOST_TOKENS:
             yield False
             return
-        swapped: list[tuple[nn.Module, str, Callable]] = []
-        if step is not None and not torch.is_grad_enabled():
-            swapped = [(fused.block, "forward", partial(fused, step)) for fused in self.fused()]
-        whole = len(swapped) == len(self._blocks)
-        swapped += [] if whole else self._leaves
+        fused = self._fuse() if step is not None and not torch.is_grad_enabled() else []
+        whole = len(fused) == len(self._blocks)
+        swapped: list[tuple[nn.Module, str, Callable]]
+        if step is not None and whole:
+            swapped = [(self._decoder, "blocks", partial(_blocks, self._whole(fused), step))]
+        else:
+            swapped = [(own.block, "forward", partial(own, step)) for own in fused if step]
+            swapped += self._leaves
         for module, name, forward in swapped:
             module.__dict__[name] = forward
         try:
@@ -99,6 +106,22 @@ class Native:
                 found.append(fused)
         return found
 
+    def _whole(self, fused: list["Fused"]) -> Layers:
+        """All blocks as one call, made anew with any of them."""
+        known, layers = self._layers
+        if layers is None or known != fused:
+            layers = Layers([(block.attend, block.forward) for block in fused])
+            self._layers = fused, layers
+        return layers
+
+
+def _blocks(layers: Layers, step: Step, x: Tensor, at: llama.Places, caches: Sequence[Any]) -> Tensor:  # fmt: skip
+    """As `Decoder.blocks`; `caches` are the runner's layers, whose memory is written and read."""
+    x, chosen = layers(x[0], step.tokens, [cache.memory for cache in caches])
+    if chosen is not None:
+        step.routes.append(chosen)
+    return x[None]
+
 
 class Fused:
     """A block as two native calls."""
@@ -107,33 +130,53 @@ class Fused:
         self.block, self.state = block, state
         attn, ff = block.self_attn, block.feed_forward
         norm, after = block.input_layernorm, block.post_attention_layernorm
-        q, k, v, o = (p.weight for p in (attn.q_proj, attn.k_proj, attn.v_proj, attn.o_proj))
-        d, mlp = attn.head_dim, ff.shared_expert if isinstance(ff, MoE) else ff
-        gate, up, down = (p.weight for p in (mlp.gate_proj, mlp.up_proj, mlp.down_proj))
-        routed = (None, None, None, 0)
-        if isinstance(ff, MoE):
-            experts = ff.experts
-            routed = ff.router.weight, experts.gate_up_proj, experts.down_proj, ff.router.top_k
+        mlp = ff.shared_expert if isinstance(ff, MoE) else ff
+        d = attn.head_dim
         self.fits = norm.eps == attn.eps
         try:
+            q, k, v, o = (_weight(p) for p in (attn.q_proj, attn.k_proj, attn.v_proj, attn.o_proj))
+            gate, up, down = (_weight(p) for p in (mlp.gate_proj, mlp.up_proj, mlp.down_proj))
+            routed = (None, None, None, 0)
+            if isinstance(ff, MoE):
+                routed = ff.router.weight, *_experts_of(ff.experts), ff.router.top_k
             self.attend = Attention(
-                norm.weight, q, k, v, o, heads=q.shape[0] // d, kv_heads=k.shape[0] // d, eps=norm.eps,
-                local=attn.local, qk_norm=attn.qk_norm,
+                norm.weight, q, k, v, o, heads=attn.q_proj.out_features // d,
+                kv_heads=attn.k_proj.out_features // d, eps=norm.eps, local=attn.local,
+                qk_norm=attn.qk_norm,
             )  # fmt: skip
-            self.feed = FeedForward(after.weight, gate, up, down, after.eps, *routed)
+            self.forward = FeedForward(after.weight, gate, up, down, after.eps, *routed)
         except InputError:  # of several types, or not contiguous: its leaves say so, or can do it
             self.fits = False
 
     def __call__(self, step: Step, x: Tensor, at: llama.Places, cache: Any) -> Tensor:
         """As `Block.forward`; `cache` is the runner's layer, whose memory is written and read."""
         x = self.attend(x[0], step.tokens[self.attend.local], cache.memory)
-        x, chosen = self.feed(x)
+        x, chosen = self.forward(x)
         if chosen is not None:
-            step.routes.append(chosen)
+            step.routes.append(chosen[None])
         return x[None]
 
 
-PLAIN = {Block, llama.Attention, MoE, MLP, Router, Experts, RMSNorm, nn.Linear}
+def _weight(leaf: nn.Linear) -> Weight:
+    """What the kernels multiply with; InputError for a format that they have no kernel for."""
+    return _packed(leaf.matrix, leaf) if isinstance(leaf, QuantLinear) else leaf.weight
+
+
+def _experts_of(leaf: Experts) -> tuple[Weight, Weight]:
+    if isinstance(leaf, QuantExperts):
+        return _packed(leaf.gate_up_proj, leaf), _packed(leaf.down_proj, leaf)
+    return leaf.gate_up_proj, leaf.down_proj
+
+
+def _packed(matrix: Matrix, leaf: QuantLinear | QuantExperts) -> Weight:
+    packed = matrix.packed(leaf.activations)
+    if packed is None:
+        raise InputError(f"no kernel for {matrix.form.name} with these activations")
+    return packed
+
+
+PLAIN = {Block, llama.Attention, MoE, MLP, Router, Experts, RMSNorm, nn.Linear, QuantLinear,
+         QuantExperts, Matrix}  # fmt: skip
 
 
 def _state(block: nn.Module) -> list | None:
@@ -152,7 +195,7 @@ def _state(block: nn.Module) -> list | None:
             return None
         modules += own["_modules"].values()
         state.append(module)
-        for weight in own["_parameters"].values():
+        for weight in (*own["_parameters"].values(), *own["_buffers"].values()):
             if weight is not None:
                 state.append((weight.data_ptr(), weight.dtype))
     return state

@@ -73,7 +73,7 @@ class Runner:
             nullcontext() if fused else self._watching(routes),
         ):
             hidden = self._decoder.model.blocks(x[None], at, self._layers)
-        return hidden[0], torch.stack(routes) if routes else None
+        return hidden[0], torch.cat(routes) if routes else None
 
     def logits(self, hidden: Tensor, adapters: Sequence[str | None]) -> Tensor:
         """(R, D) -> (R, V) float32; `adapters` are the rows', or one for them all."""
@@ -108,9 +108,9 @@ class Runner:
 
     @contextmanager
     def _watching(self, routes: list[Tensor]) -> Iterator[None]:
-        """Append the experts (N, k) that each router chooses, in the order of the layers."""
+        """Append the experts (1, N, k) that each router chooses, in the order of the layers."""
         hooks = [
-            router.register_forward_hook(lambda _, __, out: routes.append(out[0]))
+            router.register_forward_hook(lambda _, __, out: routes.append(out[0][None]))
             for router in self._routers
         ]
         try:

@@ -5,12 +5,14 @@ becomes numbers when it is multiplied by: that of a linear whole, of experts tho
 at a time, in the backward too. Weights get no gradient, inputs an exact one; rounded activations pass
 theirs on as if they had not been rounded (straight through).
 
-Without gradients, on a CPU with native kernels, products of int8 and int4 weights with int8 activations
-take `kernels.cpu.packed` up to `MOST_ROWS` rows; the layout that it needs is made at first use.
+Without gradients, on a CPU with native kernels, products of int8, int4, MXFP4 and ternary weights with int8
+activations or plain ones take `kernels.cpu.packed` up to `MOST_ROWS` rows; the layout that it needs is made
+at first use.
 
 Shape letters: E experts, D model width, F expert width, M rows.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -21,12 +23,12 @@ from herdling.kernels import cpu
 from herdling.kernels.cpu import packed as native
 from herdling.kernels.grouped_matmul import Groups, autocast, grouped_matmul
 from herdling.quant import blocks, packing
-from herdling.quant.elements import Integers
+from herdling.quant.elements import E2M1, TERNARY, Integers
 from herdling.quant.experts import StepwiseExperts
 from herdling.quant.formats import Format, Quantized, decode, quantize, round_trip
 
 MOST_ROWS = 64
-"""Rows up to which the integer kernels are faster than dequantizing and torch's products."""
+"""Rows up to which the native kernels are faster than dequantizing and torch's products."""
 
 
 class Matrix(nn.Module):
@@ -115,28 +117,40 @@ class Matrix(nn.Module):
         """The matrix (in, out) of an expert, as `grouped_matmul` asks for it."""
         return self.dense(expert=expert).T
 
-    def packed(self) -> native.Packed | None:
-        """In the layout of the integer kernels; None for formats, sizes or machines they do not take."""
-        if self._packed is None and self.packable:
-            scales = self.scales.float()
-            if self.form.per == "group":
-                halves = scales.half()  # bfloat16 scales usually are such numbers as well
-                scales = halves if torch.equal(halves.float(), scales) else scales
-            else:
-                scales = scales[..., 0]
-            group = self.form.group if self.form.per == "group" else 0
-            self._packed = native.pack(self.integers(), scales, group)
+    def packed(self, activations: Format | None) -> native.Packed | None:
+        """In the layout of the native kernels, for activations that become int8 or stay as they are.
+
+        None for formats, sizes or machines that they do not take.
+        """
+        floats = activations is None
+        if not (floats or activations.name == "int8") or self.kernel is None:
+            return None
+        if self._packed is None or self._packed.floats != floats:
+            self._packed = self.kernel(self.integers(), floats)
         return self._packed
 
     @property
-    def packable(self) -> bool:
+    def kernel(self) -> Callable[[Tensor, bool], native.Packed] | None:
+        """What packs this format, given one code a number and whether activations are floats."""
         form, element = self.form, self.form.element
-        known = isinstance(element, Integers) and element.unit == 1 and (
-            (form.bits == 8 and form.per == "row")
-            or (form.bits == 4 and form.per == "group" and form.group % 32 == 0)
-        )  # fmt: skip
-        small = self.inputs <= native.MOST_INPUTS
-        return known and small and self.codes.device.type == "cpu" and cpu.available()
+        if (
+            self.inputs > native.MOST_INPUTS
+            or self.codes.device.type != "cpu"
+            or not cpu.available()
+        ):
+            return None
+        if element is E2M1 and form.per == "group" and form.group == 32 and form.rule == "power":
+            exponents = self.scales.view(torch.uint8)
+            return lambda codes, floats: native.pack_mxfp4(codes, exponents, floats)
+        if isinstance(element, Integers) and element.unit == 1:
+            if form.bits == 8 and form.per == "row":
+                return lambda codes, floats: native.pack(codes, self.scales[..., 0], 0, floats)
+            if form.bits == 4 and form.per == "group" and form.group % 32 == 0:
+                return lambda codes, floats: native.pack(codes, _halved(self.scales), form.group, floats)  # fmt: skip
+            if form.bits == 2 and form.per in ("row", "expert") and element is TERNARY:
+                rows = self.scales[..., 0].expand(self.codes.shape[:-1])
+                return lambda codes, floats: native.pack_ternary(codes, rows, floats)
+        return None
 
     def extra_repr(self) -> str:
         return f"{self.form.name}, {list(self.shape)}"
@@ -174,7 +188,7 @@ class QuantLinear(nn.Linear):
     def packed(self, x: Tensor) -> native.Packed | None:
         """The kernel's weight where the kernel is to be used for `x` (.., in)."""
         rows = x.numel() // max(1, x.shape[-1])
-        return self.matrix.packed() if _native(x, rows, self.activations) else None
+        return self.matrix.packed(self.activations) if _native(x, rows) else None
 
     def extra_repr(self) -> str:
         acts = self.activations.name if self.activations else "as they come"
@@ -202,18 +216,25 @@ class QuantExperts(StepwiseExperts):
 
     def packed(self, x: Tensor) -> tuple[native.Packed, native.Packed] | None:
         """The kernel's gate-up and down weights where the kernel is to be used for tokens `x`."""
-        if not _native(x, x.shape[0], self.activations):
+        if not _native(x, x.shape[0]):
             return None
-        first, second = self.gate_up_proj.packed(), self.down_proj.packed()
+        acts = self.activations
+        first, second = self.gate_up_proj.packed(acts), self.down_proj.packed(acts)
         return None if first is None or second is None else (first, second)
 
 
-def _native(x: Tensor, rows: int, activations: Format | None) -> bool:
-    """Whether the integer kernels compute what is meant, and fast."""
-    int8 = activations is not None and activations.name == "int8"
+def _native(x: Tensor, rows: int) -> bool:
+    """Whether the native kernels can compute it, and fast."""
     kinds = (torch.float32, torch.bfloat16)
-    fits = int8 and rows <= MOST_ROWS and x.dtype in kinds and x.device.type == "cpu"
+    fits = rows <= MOST_ROWS and x.dtype in kinds and x.device.type == "cpu"
     return fits and not torch.is_grad_enabled()
+
+
+def _halved(scales: Tensor) -> Tensor:
+    """Scales in float16 where those are the same numbers, as of bfloat16 ones they usually are."""
+    wide = scales.float()
+    halves = wide.half()
+    return halves if torch.equal(halves.float(), wide) else wide
 
 
 class _Product(torch.autograd.Function):

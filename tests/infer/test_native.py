@@ -13,6 +13,8 @@ from herdling.infer.request import Request
 from herdling.infer.runner import Runner
 from herdling.kernels import cpu
 from herdling.model.llama import MLP, Experts, RMSNorm, Router, decoder_of
+from herdling.quant.schemes import scheme
+from herdling.quant.swap import swap
 from tests.infer.conftest import VARIANTS
 from tests.infer.test_engine import mixed
 
@@ -155,6 +157,28 @@ def test_in_bfloat16_they_are_no_further_off_than_torch(make_lm, variant, monkey
     # The median: where rounding decides between two experts, the error is of another kind.
     ours, torchs = (torch.cat(rows).median() for rows in errors)
     assert ours <= 1.2 * torchs
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", ["int4", "mxfp4", "w8a8", "w4a8"])
+def test_fused_blocks_of_packed_weights(make_lm, name, monkeypatch):
+    """As the quantized leaves do; where activations become integers, one may fall on the other side of a half."""
+    lm = make_lm(vision=False, num_experts_per_tok=2)
+    swap(lm.model, scheme(name))
+    watch = Watch(monkeypatch)
+    Engine(lm.model, lm.tokenizer).run(uneven(lm))
+    assert watch.fused == [lm.config.text.num_hidden_layers] * len(watch.steps)
+    off = [(got - want).norm() / want.norm() for _, got, _, want, _ in watch.steps]
+    assert torch.stack(off).median() <= (1e-2 if name.endswith("a8") else 1e-5)
+
+
+@needs_compiler
+def test_formats_without_a_kernel_keep_to_their_leaves(make_lm, monkeypatch):
+    lm = make_lm(vision=False)
+    swap(lm.model, scheme("fp8"), ["*.layers.1.*"])
+    watch = Watch(monkeypatch)
+    Engine(lm.model, lm.tokenizer).run(uneven(lm, 2))
+    assert set(watch.fused) == {lm.config.text.num_hidden_layers - 1}
 
 
 @needs_compiler

@@ -8,7 +8,7 @@ from torch import nn
 from herdling.kernels import cpu
 from herdling.kernels.reference import experts_dense
 from herdling.quant.formats import FORMATS, format_of, quantize, round_trip
-from herdling.quant.modules import Matrix, QuantExperts, QuantLinear, rounded
+from herdling.quant.modules import MOST_ROWS, Matrix, QuantExperts, QuantLinear, rounded
 from herdling.quant.schemes import scheme
 
 INT8 = scheme("w8a8").activations
@@ -106,8 +106,8 @@ def test_straight_through_keeps_the_rounded_value_in_bf16():
 
 @pytest.mark.skipif(not cpu.available(), reason="no native kernels on this machine")
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", ["w8a8", "w4a8"])
-def test_the_integer_kernels_say_the_same(name, kind):
+@pytest.mark.parametrize("name", ["w8a8", "w4a8", "int8", "int4", "int4_g128", "mxfp4", "ternary"])
+def test_the_native_kernels_say_the_same(name, kind):
     found = scheme(name)
     quant = linear(found.weights.name, found.activations)[1]
     routed = experts(found.weights.name, found.activations)[2]
@@ -126,9 +126,15 @@ def test_the_integer_kernels_say_the_same(name, kind):
 def test_what_the_kernels_do_not_take():
     x = torch.randn(3, D)
     with torch.no_grad():
-        for name, acts in (("int8", None), ("int3_g32", INT8), ("mxint8", INT8), ("nf4", INT8)):
+        for name, acts in (
+            ("int3_g32", INT8),
+            ("mxint8", INT8),
+            ("nf4", None),
+            ("mxfp8_e4m3", None),
+        ):
             assert linear(name, acts)[1].packed(x) is None
-        assert linear("int8", INT8)[1].packed(torch.randn(65, D)) is None
+        assert linear("int8", format_of("fp8_e4m3"))[1].packed(x) is None
+        assert linear("int8", INT8)[1].packed(torch.randn(MOST_ROWS + 1, D)) is None
         assert linear("int8", INT8)[1].packed(x.half()) is None
 
 
