@@ -232,7 +232,9 @@ class Engine:
             else:
                 self._note_experts(piece, piece.end, rows, routes)
                 sequence.memory.advance(piece.end, self._reuse)
-        return self._sample(ready, hidden, routes)
+        rows = sum(len(piece.guess.tokens) + 1 if piece.guess else 1 for piece, _ in ready)
+        with runner.choosing(rows):
+            return self._sample(ready, hidden, routes)
 
     def _guess(self, pieces: Sequence[Piece]) -> None:
         """Let the drafter guess on where a piece has all tokens there are."""

@@ -12,7 +12,7 @@ or in a format without a kernel keeps to its leaves.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from herdling.errors import InputError
 from herdling.kernels import cpu
 from herdling.kernels.cpu.layer import Attention, FeedForward, Layers, Tokens, Weight
+from herdling.kernels.cpu.packed import Packed
+from herdling.kernels.cpu.pages import collapse
 from herdling.lora.layers import LoraExperts, LoraLinear
 from herdling.model import llama
 from herdling.model.llama import MLP, Block, Experts, MoE, RMSNorm, Router, TextLM
@@ -32,6 +34,8 @@ MOST_TOKENS = 16
 """Tokens of a step up to which the native products are faster than torch's."""
 MANY_SEEN = 2**14
 """Positions seen by a step's tokens from which on attention is worth torch's threads."""
+MANY_LOGITS = 2**19
+"""Logits of a step from which on choosing among them is."""
 
 
 @dataclass
@@ -55,6 +59,7 @@ class Native:
         """Whether there is anything to swap in."""
         if not self.fits:
             return
+        collapse(decoder.parameters())
         self._decoder = decoder.model
         self._blocks = [block for block in decoder.model.layers if isinstance(block, Block)]
         self._fused: dict[nn.Module, Fused] = {}
@@ -78,7 +83,7 @@ class Native:
         if not self.fits or tokens > MOST_TOKENS:
             yield False
             return
-        fused = self._fuse() if step is not None and not torch.is_grad_enabled() else []
+        fused = self.fused() if step is not None and not torch.is_grad_enabled() else []
         whole = len(fused) == len(self._blocks)
         swapped: list[tuple[nn.Module, str, Callable]]
         if step is not None and whole:
@@ -95,22 +100,31 @@ class Native:
             for module, name, _ in swapped:
                 module.__dict__.pop(name, None)
 
+    def choosing(self, logits: int) -> AbstractContextManager[None]:
+        """For what chooses tokens from so many logits: few are not worth waking torch's threads, which
+        then get in the way of the next step."""
+        return cpu.alone() if self.fits and logits < MANY_LOGITS else nullcontext()
+
     def fused(self) -> list["Fused"]:
         """The blocks that are plain now, made anew where a weight or a leaf is another one."""
-        found = []
+        found, made = [], False
         for block in self._blocks:
             state, fused = _state(block), self._fused.get(block)
             if state is not None and (fused is None or fused.state != state):
-                fused = self._fused[block] = Fused(block, state)
+                fused, made = Fused(block, state), True
+                self._fused[block] = fused
             if state is not None and fused and fused.fits:
                 found.append(fused)
+        if made:
+            packed = [weight for fused in found for weight in fused.packed]
+            collapse(part for weight in packed for part in (weight.codes, weight.scales))
         return found
 
     def _whole(self, fused: list["Fused"]) -> Layers:
         """All blocks as one call, made anew with any of them."""
         known, layers = self._layers
         if layers is None or known != fused:
-            layers = Layers([(block.attend, block.forward) for block in fused])
+            layers = Layers([(block.attend, block.feed) for block in fused])
             self._layers = fused, layers
         return layers
 
@@ -128,6 +142,7 @@ class Fused:
 
     def __init__(self, block: Block, state: Sequence) -> None:
         self.block, self.state = block, state
+        self.packed: list[Packed] = []
         attn, ff = block.self_attn, block.feed_forward
         norm, after = block.input_layernorm, block.post_attention_layernorm
         mlp = ff.shared_expert if isinstance(ff, MoE) else ff
@@ -144,14 +159,16 @@ class Fused:
                 kv_heads=attn.k_proj.out_features // d, eps=norm.eps, local=attn.local,
                 qk_norm=attn.qk_norm,
             )  # fmt: skip
-            self.forward = FeedForward(after.weight, gate, up, down, after.eps, *routed)
+            self.feed = FeedForward(after.weight, gate, up, down, after.eps, *routed)
+            weights = (q, k, v, o, gate, up, down, *routed[1:3])
+            self.packed = [weight for weight in weights if isinstance(weight, Packed)]
         except InputError:  # of several types, or not contiguous: its leaves say so, or can do it
             self.fits = False
 
     def __call__(self, step: Step, x: Tensor, at: llama.Places, cache: Any) -> Tensor:
         """As `Block.forward`; `cache` is the runner's layer, whose memory is written and read."""
         x = self.attend(x[0], step.tokens[self.attend.local], cache.memory)
-        x, chosen = self.forward(x)
+        x, chosen = self.feed(x)
         if chosen is not None:
             step.routes.append(chosen[None])
         return x[None]

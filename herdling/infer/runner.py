@@ -9,7 +9,7 @@ R rows whose logits are wanted, V vocabulary, k experts a token.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -79,6 +79,10 @@ class Runner:
         """(R, D) -> (R, V) float32; `adapters` are the rows', or one for them all."""
         with self._adapters.using(adapters), self._native.leaves(len(hidden)):
             return self._decoder.lm_head(self._decoder.model.norm(hidden)).float()
+
+    def choosing(self, rows: int) -> AbstractContextManager[None]:
+        """Around `logits` of so many rows and what chooses from them."""
+        return self._native.choosing(rows * self.model.config.text.vocab_size)
 
     def _put_images(self, x: Tensor, pieces: Sequence[Piece]) -> None:
         """Write the features of patch tokens over their embeddings; tiles are encoded as needed."""

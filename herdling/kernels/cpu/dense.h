@@ -49,56 +49,77 @@ void prepare_row(F value, float* out, int64_t K) {
   for (int i = 0; k < padded<T>(K) && i < width; i++) out[k + Step<T>::place(i)] = k + i < K ? value(k + i) : 0.f;
 }
 
+constexpr int64_t kRows = 8;  // of W, kept in the first-level cache while the rows of x pass
+
 template <class T>
 constexpr int64_t kAhead = 512 / sizeof(T);  // elements between a read and its prefetch
 
-// RM rows of x times RN rows of W: out[m][n].
-template <class T, int RM, int RN>
-inline void dot_tile(const float* x, int64_t x_stride, const T* w, int64_t K, float (*out)[RN]) {
+// acc[m][n] += x[m][..] * w[n][..], one step of W. Every loop is unrolled: sums indexed by a variable would live in
+// memory.
+template <class T, int RM, int RN, class Place>
+inline void dot_step(const float* x, int64_t x_stride, Place w, vfloat (*acc)[RN]) {
   using S = Step<T>;
-  vfloat acc[RM][RN] = {};
-  auto add = [&](int n, int64_t k, const T* from) {
-    vfloat wv[S::vectors];
-    S::load(from, wv);
 #pragma GCC unroll 8
+  for (int n = 0; n < RN; n++) {
+    vfloat wv[S::vectors];
+    S::load(w(n), wv);
+#pragma GCC unroll 4
     for (int m = 0; m < RM; m++)
 #pragma GCC unroll 2
-      for (int v = 0; v < S::vectors; v++) acc[m][n] += load(x + m * x_stride + k + v * kLanes) * wv[v];
-  };
+      for (int v = 0; v < S::vectors; v++) acc[m][n] += load(x + m * x_stride + v * kLanes) * wv[v];
+  }
+}
+
+struct Pass {  // of the rows of x over one block of rows of W
+  int64_t number, count;
+};
+
+// RM rows of x times RN rows of W: out[m][n].
+template <class T, int RM, int RN>
+inline void dot_tile(const float* x, int64_t x_stride, const T* w, int64_t K, Pass pass, float (*out)[RN]) {
+  constexpr int width = Step<T>::width;
+  vfloat acc[RM][RN] = {};
   int64_t k = 0;
-  for (; k + S::width <= K; k += S::width) {
-    const int64_t ahead = k + kAhead<T>;  // goes over to the next tile at the end of the rows
-    const T* soon = w + (ahead < K ? ahead : ahead + (RN - 1) * K);
-#pragma GCC unroll 8
-    for (int n = 0; n < RN; n++) {
-      prefetch(soon + n * K);
-      add(n, k, w + n * K + k);
+  if (pass.count == 1) {
+    for (; k + width <= K; k += width) {
+      const int64_t ahead = k + kAhead<T>;  // goes over to the next tile at the end of the rows
+      const T* soon = w + (ahead < K ? ahead : ahead + (RN - 1) * K);
+      dot_step<T, RM, RN>(x + k, x_stride, [&](int n) {
+        prefetch(soon + n * K);
+        return w + n * K + k;
+      }, acc);
     }
+  } else {  // each pass fetches its share of the next block, so that memory never waits for products
+    const T* soon[RN];
+    for (int n = 0; n < RN; n++) soon[n] = w + (n % pass.count == pass.number ? n + kRows : n) * K;
+    for (; k + width <= K; k += width)
+      dot_step<T, RM, RN>(x + k, x_stride, [&](int n) {
+        prefetch(soon[n] + k);
+        return w + n * K + k;
+      }, acc);
   }
   if (k < K) {  // the last elements of a row, padded so that no load passes its end
-    T rest[S::width];
-    for (int n = 0; n < RN; n++) {
-      memset(rest, 0, sizeof rest);
-      memcpy(rest, w + n * K + k, (K - k) * sizeof(T));
-      add(n, k, rest);
-    }
+    T rest[RN][width];
+    memset(rest, 0, sizeof rest);
+    for (int n = 0; n < RN; n++) memcpy(rest[n], w + n * K + k, (K - k) * sizeof(T));
+    dot_step<T, RM, RN>(x + k, x_stride, [&](int n) { return rest[n]; }, acc);
   }
   sums<RM * RN>(acc[0], out[0]);
 }
 
 template <class T, int RM, class Store>
 inline void dot_rows(const float* x, int64_t x_stride, const T* w, int64_t K, int64_t m, int64_t n0, int64_t n1,
-                     Store store) {
+                     Pass pass, Store store) {
   constexpr int RN = RM == 1 ? 8 : kTile / 4 * 4 / RM > 4 ? 4 : kTile / RM;
   float out[RM][RN], last[RM][1];
   int64_t n = n0;
   for (; n + RN <= n1; n += RN) {
-    dot_tile<T, RM, RN>(x + m * x_stride, x_stride, w + n * K, K, out);
+    dot_tile<T, RM, RN>(x + m * x_stride, x_stride, w + n * K, K, pass, out);
     for (int i = 0; i < RM; i++)
       for (int j = 0; j < RN; j++) store(m + i, n + j, out[i][j]);
   }
   for (; n < n1; n++) {
-    dot_tile<T, RM, 1>(x + m * x_stride, x_stride, w + n * K, K, last);
+    dot_tile<T, RM, 1>(x + m * x_stride, x_stride, w + n * K, K, pass, last);
     for (int i = 0; i < RM; i++) store(m + i, n, last[i][0]);
   }
 }
@@ -107,15 +128,15 @@ inline void dot_rows(const float* x, int64_t x_stride, const T* w, int64_t K, in
 template <class T, class Store>
 void dot_block(const float* x, int64_t x_stride, int64_t M, const T* w, int64_t K, int64_t n0, int64_t n1,
                Store store) {
-  constexpr int64_t kRows = 8;  // of W, kept in the first-level cache while the rows of x pass
   for (int64_t n = n0; n < n1; n += kRows) {
-    int64_t end = std::min(n + kRows, n1), m = 0;
-    for (; m + 4 <= M; m += 4) dot_rows<T, 4>(x, x_stride, w, K, m, n, end, store);
-    switch (M - m) {
-      case 3: dot_rows<T, 3>(x, x_stride, w, K, m, n, end, store); break;
-      case 2: dot_rows<T, 2>(x, x_stride, w, K, m, n, end, store); break;
-      case 1: dot_rows<T, 1>(x, x_stride, w, K, m, n, end, store); break;
-    }
+    const int64_t end = std::min(n + kRows, n1);
+    Pass pass{0, (M + 3) / 4};
+    for (int64_t m = 0; m < M; m += 4, pass.number++) switch (M - m) {
+        case 1: dot_rows<T, 1>(x, x_stride, w, K, m, n, end, pass, store); break;
+        case 2: dot_rows<T, 2>(x, x_stride, w, K, m, n, end, pass, store); break;
+        case 3: dot_rows<T, 3>(x, x_stride, w, K, m, n, end, pass, store); break;
+        default: dot_rows<T, 4>(x, x_stride, w, K, m, n, end, pass, store);
+      }
   }
 }
 
@@ -145,7 +166,9 @@ inline void col_tile(const float* x, int64_t x_stride, const T* w, int64_t N, in
         for (int i = 0; i < V; i++) acc[m][v + i] += xv[m] * wv[i];
     }
   }
+#pragma GCC unroll 4
   for (int m = 0; m < RM; m++)
+#pragma GCC unroll 16
     for (int v = 0; v < NV; v++) {
       float* p = sums + m * stride + v * kLanes;
       store(p, load(p) + acc[m][v]);

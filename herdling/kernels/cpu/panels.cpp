@@ -36,7 +36,12 @@ struct Block {
   }
 };
 
-Floats scales_at(const Weight& w, int64_t at) {
+template <int kind>
+struct Decode {  // a type, not a pointer, so that it is inlined
+  Codes operator()(Codes c, int step) const { return Block<kind>::bytes(c, step); }
+};
+
+inline Floats scales_at(const Weight& w, int64_t at) {
   const void* p = static_cast<const char*>(w.scales) + at * 16 * w.scale;
   if (w.scale == 2) return floats(static_cast<const half*>(p));
   if (w.scale == 1) return powers(static_cast<const uint8_t*>(p));
@@ -48,31 +53,38 @@ template <int kind, int RM, class Each>
 inline void panel_integers(const Rows& rows, const Weight& w, const uint8_t* p, Each each) {
   using B = Block<kind>;
   constexpr int kInputs = 4 * B::steps;
-  constexpr int Chains = kind == kInt8 ? (RM == 1 ? 4 : 2) : 1;  // hide the latency of one product; elsewhere groups do
+  // Independent sums hide the latency of a product; where there are groups, those do.
+  constexpr int Chains = kind != kInt8 && kind != kTernary ? 1 : RM == 1 ? 4 : 2;
   const int64_t span = w.group ? w.group : rows.depth, blocks = span / kInputs;
   for (int64_t g = 0; g < rows.groups; g++) {
     Ints acc[RM][Chains];
+#pragma GCC unroll 4
     for (int m = 0; m < RM; m++)
+#pragma GCC unroll 4
       for (int i = 0; i < Chains; i++) acc[m][i] = ints(i ? 0 : rows.starts[m * rows.groups + g]);
     const int8_t* a = rows.a + g * span;
-    auto block = [&](int chain) {
+    auto block = [&](int i) {
       prefetch(p + kFar);
       Codes c = codes(p);
 #pragma GCC unroll 4
       for (int s = 0; s < B::steps; s++) {
         Codes bytes = B::bytes(c, s);
 #pragma GCC unroll 4
-        for (int m = 0; m < RM; m++) acc[m][chain] = B::dot(acc[m][chain], bytes, four(a + m * rows.depth + 4 * s));
+        for (int m = 0; m < RM; m++) {
+          Ints& sum = acc[m][(i * B::steps + s) % Chains];
+          sum = B::dot(sum, bytes, four(a + m * rows.depth + 4 * s));
+        }
       }
       p += 64, a += kInputs;
     };
     int64_t b = 0;
-    constexpr int kUnrolled = Chains > 1 ? Chains : 4;
-    for (; b + kUnrolled <= blocks; b += kUnrolled)
+    for (; b + 4 <= blocks; b += 4)
 #pragma GCC unroll 4
-      for (int i = 0; i < kUnrolled; i++) block(i % Chains);
+      for (int i = 0; i < 4; i++) block(i);
     for (; b < blocks; b++) block(0);
+#pragma GCC unroll 4
     for (int m = 0; m < RM; m++) {
+#pragma GCC unroll 4
       for (int i = 1; i < Chains; i++) acc[m][0] = add(acc[m][0], acc[m][i]);
       each(g, m, acc[m][0]);
     }
@@ -87,7 +99,9 @@ inline void panel_numbers(const Rows& rows, const Weight& w, const uint8_t* p, i
   const int64_t span = w.group ? w.group : rows.depth;
   for (int64_t g = 0; g < rows.groups; g++) {
     Floats acc[RM][4];  // a chain for each byte hides latency
+#pragma GCC unroll 4
     for (int m = 0; m < RM; m++)
+#pragma GCC unroll 4
       for (int j = 0; j < 4; j++) acc[m][j] = floats(0.f);
     const float* x = rows.wide + g * span;
     for (int64_t b = 0; b < span; b += kInputs, p += 64, x += kInputs) {
@@ -103,19 +117,22 @@ inline void panel_numbers(const Rows& rows, const Weight& w, const uint8_t* p, i
         }
     }
     Floats scale = scales_at(w, scales + g);
+#pragma GCC unroll 4
     for (int m = 0; m < RM; m++)
       total[m] = fma(add(add(acc[m][0], acc[m][1]), add(acc[m][2], acc[m][3])), scale, total[m]);
   }
 }
 
 template <int kind, int RM>
-void few(const Rows& rows, const Weight& w, int64_t panel, float (*out)[16]) {
+__attribute__((noinline)) void few(const Rows& rows, const Weight& w, int64_t panel, float (*out)[16]) {
   const uint8_t* p = w.panel(panel);
   const int64_t scales = panel * w.groups();
   Floats total[RM];
+#pragma GCC unroll 4
   for (int m = 0; m < RM; m++) total[m] = floats(0.f);
   if (w.floats) {
     panel_numbers<kind, RM>(rows, w, p, scales, total);
+#pragma GCC unroll 4
     for (int m = 0; m < RM; m++) put(out[m], total[m]);
     return;
   }
@@ -128,6 +145,7 @@ void few(const Rows& rows, const Weight& w, int64_t panel, float (*out)[16]) {
     }
     total[m] = fma(v, scale, total[m]);
   });
+#pragma GCC unroll 4
   for (int m = 0; m < RM; m++) put(out[m], times(total[m], rows.scales[m]));
 }
 
@@ -138,7 +156,7 @@ void kind_product(const Rows& rows, int64_t M, const Weight& w, int64_t panel, f
     const int64_t scales = panel * w.groups();
     Floats scale;
     for (int64_t m = 0; m < M; m++) put(out[m], floats(0.f));
-    panel_tiles<Block<kind>::steps>(rows, M, w.group ? w.group : rows.depth, w.panel(panel), Block<kind>::bytes,
+    panel_tiles<Block<kind>::steps>(rows, M, w.group ? w.group : rows.depth, w.panel(panel), Decode<kind>{},
                                     [&](int64_t g, int64_t m, Ints v) {
                                       if (m == 0) scale = scales_at(w, scales + g);
                                       put(out[m], fma(v, scale, floats(out[m])));
@@ -237,7 +255,7 @@ extern "C" __attribute__((visibility("default"))) void herdling_packed_integers(
 #ifdef HERDLING_TILES
         if (many && tiles_allowed()) {
           taken = std::min(left, kMostRows);
-          panel_tiles<Block<kind>::steps>(rows, taken, w.group ? w.group : rows.depth, p, Block<kind>::bytes, each);
+          panel_tiles<Block<kind>::steps>(rows, taken, w.group ? w.group : rows.depth, p, Decode<kind>{}, each);
           continue;
         }
 #endif

@@ -62,7 +62,7 @@ inline vfloat load(const bf16* p) {
   return (vfloat)(__builtin_convertvector(h, vuint) << 16);
 }
 inline void store(float* p, vfloat v) { memcpy(p, &v, sizeof v); }
-inline vfloat splat(float x) { return vfloat{} + x; }
+inline vfloat splat(float x) { return x - vfloat{}; }  // folded: -0 stays -0
 
 // out[i] = sum of the lanes of v[i], i < N <= 16; the order of a sum is the same for every i and N.
 template <int N>

@@ -7,11 +7,13 @@ from torch import Tensor
 
 from herdling.errors import InputError
 from herdling.kernels.attention import attend_last
-from herdling.kernels.cpu.layer import Attention, FeedForward, Memory, Tokens
+from herdling.kernels.cpu import packed
+from herdling.kernels.cpu.layer import Attention, FeedForward, Layers, Memory, Tokens
 from herdling.kernels.grouped_matmul import routed_experts
 from herdling.kernels.rope import rotate
 from herdling.model.llama import rms_norm
 from tests.kernels.cpu.test_dense import DTYPES, off, random
+from tests.kernels.cpu.test_packed import quantized
 
 # (N, D, H, KV, d, slots seen): one head and grouped ones, widths beside a vector's, ranges of 256 and over.
 ATTENTION = [(1, 64, 4, 2, 16, [1]), (3, 48, 8, 1, 10, [5, 256, 257]), (2, 72, 6, 6, 34, [700, 3]), (7, 96, 10, 2, 64, [40] * 7)]  # fmt: skip
@@ -147,6 +149,104 @@ def test_equal_logits_are_told_apart_as_topk_does(E, k):
         assert chosen[0].tolist() == want.tolist()
 
 
+FORMATS = ["int8", "int4-g32", "mxfp4", "ternary"]
+
+
+@pytest.mark.parametrize("floats", [False, True])
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_packed_attention(form, floats, dtype):
+    """Weights of two kinds; against the plain half with the same numbers and products of `packed`."""
+    shape = ATTENTION[3]
+    _, D, H, KV, d, _ = shape
+    x, gain, weights, keys, values, slots, angles, _ = attention_case(*shape)
+    q, wide_q = quantized(H * d, D, form=form, floats=floats)
+    o, wide_o = quantized(D, H * d, form=form, seed=3, floats=floats)
+    x, gain, keys, values, k, v = (t.to(dtype) for t in (x, gain, keys, values, *weights[1:3]))
+    step = Tokens(slots, torch.stack([s[-1] for s in slots]), angles.cos(), angles.sin(), None)
+    options = dict(heads=H, kv_heads=KV, eps=1e-5, local=True, qk_norm=True)
+    stores = [(keys.clone(), values.clone()) for _ in range(2)]
+    got = Attention(gain, q, k, v, o, **options)(x, step, Memory(*stores[0]))
+    plain = [w.to(dtype).contiguous() for w in (wide_q, wide_o)]
+    want = Attention(gain, plain[0], k, v, plain[1], **options)(x, step, Memory(*stores[1]))
+    rounding = 0.03 if not floats else 1e-5 if dtype == torch.float32 else 0.02
+    assert (got - want).norm() <= rounding * (want - x).norm()
+    assert torch.equal(stores[0][0], stores[1][0])  # keys and values are plain
+
+
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("floats", [False, True])
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_packed_feed_forward(form, floats, dtype, dense):
+    """In float32 what the single packed products make, one after the other."""
+    N, D, inner, narrow, E, k = 5, 64, 48, 40, 6, 2
+    x, weights, routed = forward_case(N, D, inner, narrow, E, k)
+    gate, up, down = (
+        quantized(*rows, form=form, seed=i, floats=floats)[0]
+        for i, rows in enumerate([(inner, D), (inner, D), (D, inner)])
+    )
+    gate_up, outs = (
+        quantized(*rows, form=form, seed=5 + i, floats=floats)[0]
+        for i, rows in enumerate([(E, 2 * narrow, D), (E, D, narrow)])
+    )
+    x, gain, router = (t.to(dtype) for t in (x, weights["gain"], routed["router"]))
+    chosen, more = None, (None, None, None, 0)
+    if not dense:
+        more = router, gate_up, outs, k
+    got, chosen = FeedForward(gain, gate, up, down, 1e-5, *more)(x)
+    h = rms_norm(x, 1e-5) * gain
+    want = packed.linear(F.silu(packed.linear(h, gate)) * packed.linear(h, up), down)
+    if not dense:
+        logits = F.linear(h, router)
+        assert chosen is not None
+        assert torch.equal(chosen, logits.topk(k).indices)
+        gates = torch.sigmoid(logits.gather(1, chosen).float()).to(dtype)
+        want = want + packed.experts(h, chosen, gates, gate_up, outs)
+    size = want.norm()
+    assert (got - (x + want)).norm() <= (3e-3 if dtype == torch.float32 else 2e-2) * size
+
+
+def test_all_layers_in_one_call_are_the_halves_in_turn():
+    shape = ATTENTION[3]
+    N, D, H, KV = shape[:4]
+    x, gain, weights, keys, values, slots, angles, temperature = attention_case(*shape)
+    fresh = torch.stack([s[-1] for s in slots])
+    tokens = {
+        local: Tokens(slots, fresh, angles.cos(), angles.sin(), None if local else temperature)
+        for local in (True, False)
+    }
+    _, own, routed = forward_case(N, D, 33, 20, 6, 2)
+    halves = []
+    for local, experts in ((True, True), (False, False), (True, True)):
+        attention = Attention(gain, *weights, heads=H, kv_heads=KV, eps=1e-5, local=local, qk_norm=local)  # fmt: skip
+        halves.append((attention, FeedForward(**own, eps=1e-5, **(routed if experts else {}), k=2 * experts)))  # fmt: skip
+    want, routes, stores = x, [], []
+    for attention, forward in halves:
+        stores.append((keys.clone(), values.clone()))
+        want, chosen = forward(attention(want, tokens[attention.local], Memory(*stores[-1])))
+        routes += [] if chosen is None else [chosen]
+    mine = [(keys.clone(), values.clone()) for _ in halves]
+    got, chosen = Layers(halves)(x, tokens, [Memory(*store) for store in mine])
+    assert torch.equal(got, want)
+    assert chosen is not None
+    assert torch.equal(chosen, torch.stack(routes))
+    for ours, theirs in zip(mine, stores, strict=True):
+        assert torch.equal(ours[0], theirs[0])
+    with pytest.raises(InputError, match="slots"):
+        Layers(halves)(x, tokens, [Memory(keys[:1], values[:1])] * 3)
+
+
+def test_routing_is_topk_and_sigmoid(native):
+    logits = random(50, 16)
+    for k in (1, 2, 16):
+        chosen, gates = torch.empty(50, k, dtype=torch.int64), torch.empty(50, k)
+        native.herdling_route(logits.data_ptr(), chosen.data_ptr(), gates.data_ptr(), 50, 16, k)
+        want = logits.topk(k)
+        assert torch.equal(chosen, want.indices)
+        torch.testing.assert_close(gates, want.values.sigmoid())
+
+
 def test_what_does_not_fit_is_refused_by_name():
     x, gain, weights, keys, values, slots, angles, _ = attention_case(*ATTENTION[0])
     step = Tokens(slots, slots[0][-1:], angles.cos(), angles.sin(), None)
@@ -171,3 +271,9 @@ def test_what_does_not_fit_is_refused_by_name():
         FeedForward(**weights, eps=1e-5, **routed)
     with pytest.raises(InputError, match="float64"):
         FeedForward(**weights, eps=1e-5)(x.double())
+    wrong, _ = quantized(16, 32, form="int8")
+    with pytest.raises(InputError, match="gate holds 0 experts, 16 outputs of 32"):
+        FeedForward(weights["gain"], wrong, wrong, wrong, 1e-5)
+    one, _ = quantized(4, 2 * 40, 384, form="int8")
+    with pytest.raises(InputError, match="both be packed"):
+        FeedForward(**weights, eps=1e-5, **{**routed, "gate_up": one}, k=1)

@@ -47,7 +47,7 @@ def quantized(*shape: int, form: str, seed: int = 0, floats: bool = False) -> tu
     codes, group = random_codes(*shape, form=form, seed=seed), group_of(form)
     groups = -(-shape[-1] // group) if group else 1
     if form == "mxfp4":
-        exponents = torch.randint(118, 126, (*shape[:-1], groups), dtype=torch.uint8)
+        exponents = 118 + random_codes(*shape[:-1], groups, form=form, seed=seed + 1) // 2
         scales, numbers = torch.exp2(exponents.double() - 127), E2M1[codes.long()]
         made = packed_of(codes, exponents, form, floats)
     else:
