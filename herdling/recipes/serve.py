@@ -169,9 +169,15 @@ def opener(
     """What opens the safeguards, later and elsewhere; None if there are none."""
 
     def open_all() -> "Judge":
-        from herdling.guard.judges import Judges, open_judge
+        from herdling.guard.judges import Judges, ModelJudge, open_judge
+        from herdling.infer.engine import Engine
 
-        return Judges([open_judge(guard, dtype, device) for guard in guards])
+        judges = [open_judge(guard, dtype, device) for guard in guards]
+        for judge in judges:
+            if isinstance(judge, ModelJudge):
+                lm = judge.lm
+                lm.engine = Engine(lm.model, lm.tokenizer, adapt_threads=True)
+        return Judges(judges)
 
     return open_all if guards else None
 

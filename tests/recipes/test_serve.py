@@ -8,7 +8,8 @@ import pytest
 from herdling.cli import main
 from herdling.config import parse
 from herdling.errors import ConfigError
-from herdling.recipes.serve import Config, read, read_adapters, read_size
+from herdling.guard.classifier import Classifier
+from herdling.recipes.serve import Config, opener, read, read_adapters, read_size
 
 
 def test_help_brings_neither_torch_nor_the_server_along():
@@ -115,3 +116,23 @@ def test_adapters():
     for bad in (("a",), ("=b",), ("a=",), ("a=b", "a=c")):
         with pytest.raises(ConfigError, match="adapter"):
             read_adapters(bad)
+
+
+def test_safeguards_are_opened_when_the_model_is(tmp_path):
+    assert opener((), None, None) is None
+    Classifier(["S1"]).save(tmp_path / "guard")
+    opened = opener((str(tmp_path / "guard"),), None, None)
+    assert opened is not None
+    judge = opened()
+    assert judge.name == "guard"
+    assert judge.judge([{"role": "user", "content": "hello"}]).safe
+
+
+def test_a_policy_needs_a_guard(tmp_path):
+    file = tmp_path / "policy.yaml"
+    file.write_text("actions: {default: log}\n")
+    with pytest.raises(ConfigError, match="nothing judges"):
+        read(Config("x", guard_policy=file))
+    settings = read(Config("x", guard=("y",), guard_policy=file))
+    assert settings.policy is not None
+    assert settings.policy.of("S1") == "log"
