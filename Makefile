@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 EXTRAS := dev
 
-.PHONY: demo test slow page clients gguf check bench format clean
+.PHONY: demo test slow page clients trl gguf check bench format clean
 .DEFAULT_GOAL := test
 
 # torch goes first and alone. On Linux pip's usual index gives a build with gigabytes of CUDA
@@ -45,11 +45,17 @@ clients: $(READY) $(CLIENTS:%=.clients/%/.ready)  ## real clients against a live
 	$(call CLIENT_TESTS,lm-eval,lm_eval)
 	$(call CLIENT_TESTS,schemathesis,schemathesis)
 
+# Trainers of others, whose losses ours are compared with.
+trl: $(READY) .clients/trl/.ready  ## preference losses beside TRL's own (a minute, and TRL in an environment)
+	$(call CLIENT_TESTS,trl,trl)
+
+# These import Herdling themselves, so their environment has it and torch.
+IN_PROCESS := lm-eval trl
 .clients/%/.ready: tests/clients/%.txt pyproject.toml constraints.txt
 	$(PYTHON) -m venv .clients/$*
 	.clients/$*/bin/python -m pip install -q --disable-pip-version-check -U pip
-	test $* != lm-eval || .clients/$*/bin/python -m pip install -q -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
-	test $* != lm-eval || .clients/$*/bin/python -m pip install -q -c constraints.txt -e '.[serve]'
+	$(if $(filter $*,$(IN_PROCESS)),.clients/$*/bin/python -m pip install -q -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch)
+	$(if $(filter $*,$(IN_PROCESS)),.clients/$*/bin/python -m pip install -q -c constraints.txt -e '.[serve]')
 	.clients/$*/bin/python -m pip install -q -r $<
 	touch $@
 

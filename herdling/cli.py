@@ -22,6 +22,7 @@ VERBS = {
     "inspect": "Show what training data looks like, with the loss mask in colour.",
     "sft": "Tune a model on conversations.",
     "rl": "Let a model play verifiable tasks and learn from its grades.",
+    "dpo": "Learn from pairs of a better and a worse answer.",
     "chat": "Talk to a model in the terminal.",
     "redteam": "Attack a model with templates: success by category, and over-refusal.",
     "serve": "Serve a model over HTTP: OpenAI's API and others, and a page to chat in.",

@@ -2,7 +2,8 @@
 
 Opening reads headers only and checks everything a header can tell (names, shapes, types, duplicates,
 gaps, truncation) before any weight is read. Tensors are then copied out of memory-mapped shards one
-at a time, so reading costs the destination plus the pages of one shard.
+at a time, so reading costs the destination plus the pages of one shard. A folder with quantized weights
+(compressed-tensors) is opened as well; `quantized.py` knows those.
 """
 
 import difflib
@@ -17,12 +18,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from herdling.checkpoint.quantized import Part, Plan
 from herdling.checkpoint.source import resolve
 from herdling.errors import CheckpointError, ConfigError
 from herdling.files import read_json
 from herdling.model import weights
 from herdling.model.config import ModelConfig
 from herdling.model.weights import Slot
+from herdling.quant.modules import Matrix
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -45,12 +48,17 @@ class Folder:
         config: ModelConfig,
         dtype: torch.dtype,
         shards: dict[Path, list[Stored]],
+        plan: Plan | None = None,
+        coded: dict[str, Path] | None = None,
     ) -> None:
         self.path = path
         self.config = config
         self.dtype = dtype
         """The type that config.json names, else that of the stored embedding."""
         self.shards = shards
+        self.plan = plan
+        """Of the quantized weights, where there are any; they are in no shard's list."""
+        self._coded = coded or {}
         self._places: dict[str, dict[Path, list[Stored]]] = {}
         for file, entries in shards.items():
             for entry in entries:
@@ -61,12 +69,18 @@ class Folder:
     def open(cls, folder: Path | str) -> "Folder":
         """Open and check a local folder or a hub name. Raises CheckpointError or ConfigError."""
         path = resolve(folder)
-        config, named = read_config(path)
+        config, named, quantization = read_config(path)
+        try:
+            plan = Plan(config, quantization) if quantization else None
+        except (ConfigError, CheckpointError) as problem:
+            raise CheckpointError(f"{path / 'config.json'}: {problem}") from problem
         slots = weights.slots(config)
+        if plan is not None:
+            slots = {name: s for name, s in slots.items() if s.parameter not in plan.groups}
         shards: dict[Path, list[Stored]] = {}
         seen: dict[str, Path] = {}
         filled = dict.fromkeys(weights.shapes(config), 0)
-        stored_dtype = torch.float32
+        stored_dtype, scale_dtype = torch.float32, None
         for file, expected in _shard_files(path).items():
             shards[file] = []
             with opened(file) as shard:
@@ -74,16 +88,33 @@ class Folder:
                 _check_index(file, expected, set(names))
                 for name in names:
                     part = shard.get_slice(name)
-                    slot = _check(file, name, part.get_dtype(), part.get_shape(), slots)
                     if name in seen:
                         raise CheckpointError(f"{file}: tensor {name} is also in {seen[name].name}")
                     seen[name] = file
+                    if plan is not None and name in plan.parts:
+                        if wrong := plan.check(name, part.get_dtype(), part.get_shape()):
+                            raise CheckpointError(f"{file}: tensor {name} {wrong}")
+                        if name.endswith("_scale") and part.get_dtype() in DTYPES:
+                            scale_dtype = DTYPES[part.get_dtype()]
+                        continue
+                    slot = _check(file, name, part.get_dtype(), part.get_shape(), slots)
                     shards[file].append(Stored(name, slot))
                     filled[slot.parameter] += _count(slot.shape)
                     if name.endswith("embed_tokens.weight"):
                         stored_dtype = DTYPES[part.get_dtype()]
+        coded: dict[str, Path] = {}
+        if plan is not None:
+            if gone := [name for name in plan.parts if name not in seen]:
+                more = f" (and {len(gone) - 1} more)" if len(gone) > 1 else ""
+                raise CheckpointError(
+                    f"{path}: tensor {gone[0]} is missing, which quantization_config promises{more}"
+                )
+            coded = {name: seen[name] for name in plan.parts}
+            plan.typed(scale_dtype or stored_dtype)
+            for name in plan.groups:
+                del filled[name]
         _check_filled(path, filled, seen, config)
-        return cls(path, config, named or stored_dtype, shards)
+        return cls(path, config, named or stored_dtype, shards, plan, coded)
 
     def fill(self, parameters: Mapping[str, Tensor]) -> None:
         """Copy what is stored of `parameters` into them (name -> tensor, any type, any device)."""
@@ -92,11 +123,48 @@ class Folder:
             self._copy(file, wanted, parameters)
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
-        """One whole parameter, put together from its parts if the folder keeps it in parts."""
-        tensor = torch.empty(weights.shapes(self.config)[name], dtype=dtype or self.dtype)
+        """One whole parameter, put together from its parts if the folder keeps it in parts.
+
+        A quantized one is dequantized.
+        """
+        shape, dtype = weights.shapes(self.config)[name], dtype or self.dtype
+        if self.plan is not None and name in self.plan.groups:
+            matrix = self.plan.matrix(name, shape, self.plan.groups[name].form, dtype, "cpu")
+            self.fill_matrices({name: matrix})
+            return matrix.dense().mT.contiguous() if matrix.experts else matrix.dense()
+        tensor = torch.empty(shape, dtype=dtype)
         for file, entries in self._places[name].items():
             self._copy(file, entries, {name: tensor})
         return tensor
+
+    def fill_matrices(self, matrices: Mapping[str, Matrix]) -> None:
+        """Read quantized weights into empty matrices (parameter -> matrix), file by file."""
+        assert self.plan is not None
+        by_file: dict[Path, dict[str, tuple[Part, list[str]]]] = {}
+        for stored, (part, last) in self.plan.parts.items():
+            if part.site.parameter in matrices:
+                # All tensors of a linear are read from the file of its codes, or from their own.
+                file = self._coded[stored]
+                by_file.setdefault(file, {}).setdefault(part.name, (part, []))[1].append(last)
+        held: dict[str, dict[str, Tensor]] = {}
+        for file, parts in by_file.items():
+            with opened(file) as shard:
+                for name, (part, lasts) in parts.items():
+                    tensors = held.pop(name, {})
+                    for last in lasts:
+                        tensors[last] = shard.get_tensor(f"{name}.{last}")
+                    parameter = part.site.parameter
+                    group = self.plan.groups[parameter]
+                    if len(tensors) < len(group.expected(part.outputs, part.inputs)):
+                        held[name] = tensors  # the rest is in another shard
+                        continue
+                    shape = tensors.get("weight_shape")
+                    if shape is not None and shape.tolist() != [part.outputs, part.inputs]:
+                        raise CheckpointError(
+                            f"{file}: tensor {name}.weight_shape says {shape.tolist()}, the config "
+                            f"needs {[part.outputs, part.inputs]}"
+                        )
+                    group.take(matrices[parameter], tensors, part.expert, part.rows)
 
     def _copy(self, file: Path, entries: list[Stored], parameters: Mapping[str, Tensor]) -> None:
         with opened(file) as shard, torch.no_grad():
@@ -115,8 +183,8 @@ def opened(file: Path) -> Any:
         raise CheckpointError(f"{file}: {_where_cut(file) or problem}") from problem
 
 
-def read_config(path: Path) -> tuple[ModelConfig, torch.dtype | None]:
-    """(config, the type that config.json names or None) of a folder."""
+def read_config(path: Path) -> tuple[ModelConfig, torch.dtype | None, dict[str, Any] | None]:
+    """(config, the type that config.json names or None, its quantization_config) of a folder."""
     file = path / "config.json"
     if not file.exists() and (path / "params.json").exists():
         raise CheckpointError(
@@ -126,11 +194,9 @@ def read_config(path: Path) -> tuple[ModelConfig, torch.dtype | None]:
     if not isinstance(raw, dict):
         raise CheckpointError(f"{file}: must be a JSON object")
     text = raw.get("text_config") or {}
-    if raw.get("quantization_config") or text.get("quantization_config"):
-        raise CheckpointError(
-            f"{file}: has a quantization_config; only float folders can be opened, use the "
-            "unquantized model"
-        )
+    quantization = raw.get("quantization_config") or text.get("quantization_config")
+    if quantization is not None and not isinstance(quantization, dict):
+        raise CheckpointError(f"{file}: quantization_config must be a JSON object")
     try:
         config = ModelConfig.from_hf(raw)
     except (ConfigError, TypeError) as problem:
@@ -140,8 +206,8 @@ def read_config(path: Path) -> tuple[ModelConfig, torch.dtype | None]:
             name = str(holder.get(key) or "").removeprefix("torch.")
             found = getattr(torch, name, None) if name else None
             if found in DTYPES.values():
-                return config, found
-    return config, None
+                return config, found, quantization
+    return config, None, quantization
 
 
 def _shard_files(path: Path) -> dict[Path, set[str] | None]:
@@ -206,6 +272,8 @@ def _check_filled(
     """Every parameter is covered exactly once, be it whole or in parts."""
     gaps = {}
     for name, shape in weights.shapes(config).items():
+        if name not in filled:  # quantized
+            continue
         if filled[name] > _count(shape):
             raise CheckpointError(f"{path}: tensor {name} is there both fused and per expert")
         if filled[name] < _count(shape):

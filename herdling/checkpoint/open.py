@@ -9,13 +9,14 @@ from torch import Tensor
 
 from herdling.checkpoint.card import Card
 from herdling.checkpoint.folder import Folder
+from herdling.errors import ConfigError
 from herdling.model.config import ModelConfig
 from herdling.model.llama import LanguageModel, build
-from herdling.model.sites import Site
+from herdling.model.sites import Site, sites
 from herdling.quant.formats import Format
 from herdling.quant.modules import Matrix
 from herdling.quant.schemes import Scheme
-from herdling.quant.swap import chosen, place
+from herdling.quant.swap import chosen, matrix_of, place
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,8 @@ def open_model(
     The model is built without memory, then each tensor is copied from its shard straight into the
     final type on the final device. `dtype` None keeps the folder's own type. With a `scheme` the
     weights that it, or `targets`, names are quantized one after the other as they are read: the plain
-    model is never held. A missing, unexpected, mis-shaped, truncated or doubled tensor is a
+    model is never held. A folder of quantized weights gives a model of such (ConfigError together with
+    a `scheme`). A missing, unexpected, mis-shaped, truncated or doubled tensor is a
     CheckpointError; nothing is re-initialised.
     """
     source = Folder.open(folder)
@@ -44,13 +46,21 @@ def open_model(
     def quantized(site: Site, weight: Tensor, form: Format) -> Matrix:
         return Matrix.of(source.read(site.parameter).to(device), form, dtype)
 
-    if scheme is not None:
+    if source.plan is not None:
+        if scheme is not None:
+            raise ConfigError(
+                f"{folder} is quantized already; remedy: leave out quantize={scheme.name!r}, or take "
+                "the unquantized model"
+            )
+        source.plan.place(model, dtype, device)
+        matrices = {site.parameter: matrix_of(model, site) for site in sites(model)}
+        source.fill_matrices({n: m for n, m in matrices.items() if m is not None})
+    elif scheme is not None:
         place(model, scheme, chosen(model, scheme, targets), quantized)
     parameters = {
         name: torch.empty(parameter.shape, dtype=dtype, device=device)
         for name, parameter in model.named_parameters()
     }
     source.fill(parameters)
-    matrices = dict(model.named_buffers()) if scheme is not None else {}
-    model.load_state_dict({**matrices, **parameters}, strict=True, assign=True)
+    model.load_state_dict({**dict(model.named_buffers()), **parameters}, strict=True, assign=True)
     return model, source.config

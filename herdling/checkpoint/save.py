@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from herdling.checkpoint.card import Card
 from herdling.checkpoint.folder import INDEX, SINGLE
+from herdling.checkpoint.quantized import is_quantized, write_model
 from herdling.checkpoint.source import WANTED
 from herdling.errors import CheckpointError, ConfigError
 from herdling.files import atomic_folder, write_json
@@ -89,6 +90,8 @@ def save_model(
 ) -> None:
     """Write a complete model folder; a reader sees the old folder or the new one, never a mixture.
 
+    A model with quantized weights becomes a compressed-tensors folder.
+
     Args:
         model: the model, or its state dict (what a sharded run gathers).
         tokenizer: saved along with the chat template; its ids fill the config's empty ones.
@@ -102,9 +105,10 @@ def save_model(
     not fit, CheckpointError where the tensors are not those of the config.
     """
     check_target(folder)
+    quantized = isinstance(model, nn.Module) and is_quantized(model)
     tensors = model if isinstance(model, Mapping) else model.state_dict()
     wanted = weights.shapes(config)
-    if wrong := sorted(set(wanted) ^ set(tensors)):
+    if not quantized and (wrong := sorted(set(wanted) ^ set(tensors))):
         kind = "has no" if wrong[0] in wanted else "has an extra"
         raise CheckpointError(
             f"the model {kind} tensor {wrong[0]} for this config ({len(wrong)} differ); "
@@ -115,7 +119,10 @@ def save_model(
         config = with_ids(config, tokenizer)
     with atomic_folder(folder) as temporary:
         writer = ShardWriter(temporary, shard_bytes)
-        for name, shape in wanted.items():
+        quantization = None
+        if quantized:
+            quantization = write_model(model, config, writer.add, stored)  # pyright: ignore[reportArgumentType]
+        for name, shape in () if quantized else wanted.items():
             if tuple(tensors[name].shape) != shape:
                 raise CheckpointError(
                     f"tensor {name} has shape {list(tensors[name].shape)}, the config needs "
@@ -123,7 +130,7 @@ def save_model(
                 )
             writer.add(name, tensors[name].to(stored))
         writer.close()
-        save_config(temporary, config, stored)
+        save_config(temporary, config, stored, quantization)
         card.save(temporary, config)
         save_inputs(temporary, config, tokenizer, processor)
 
@@ -160,9 +167,21 @@ def _holds(folder: Path, inner: Path) -> bool:
     return any(path.exists() and path.samefile(folder) for path in (inner, *inner.parents))
 
 
-def save_config(folder: Path, config: ModelConfig, dtype: torch.dtype) -> None:
-    """Write config.json and generation_config.json (Meta's sampling defaults)."""
-    write_json(folder / "config.json", config.to_hf(str(dtype).removeprefix("torch.")))
+def save_config(
+    folder: Path,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    quantization: dict[str, Any] | None = None,
+) -> None:
+    """Write config.json, with its quantization_config if any, and generation_config.json.
+
+    The latter has Meta's sampling defaults.
+    """
+    raw = config.to_hf(str(dtype).removeprefix("torch."))
+    write_json(
+        folder / "config.json",
+        raw | ({"quantization_config": quantization} if quantization else {}),
+    )
     text = config.text
     ids: dict[str, Any] = {
         "bos_token_id": text.bos_token_id,

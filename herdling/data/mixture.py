@@ -5,13 +5,23 @@ The next example always comes from the source that is furthest behind its share,
 documents or short. Nothing is random here: the place of a mixture is a handful of counts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from herdling.data.sources import Example, Source
 from herdling.errors import ConfigError, DataError
 
 Unit = Literal["tokens", "examples"]
+
+
+def by_turns(sizes: Sequence[int | None], weights: Sequence[float]) -> Iterator[tuple[int, int]]:
+    """(number of a source, index within it) for ever, by weight in examples; a source of a `size`
+    (None: without end) gives each of its examples once, and when all have, it ends."""
+    taken = [0] * len(sizes)
+    while left := [j for j, size in enumerate(sizes) if size is None or taken[j] < size]:
+        j = min(left, key=lambda j: taken[j] / weights[j])
+        yield j, taken[j]
+        taken[j] += 1
 
 
 class Mixture:

@@ -59,6 +59,8 @@ class RecordSource:
         i = shuffled(index, len(self._records.sizes), self._key)
         where, folder, record = self._records.read(i)
         try:
+            if "chosen" in record:
+                raise DataError("is a preference pair; remedy: `herdling dpo` learns from those")
             if "messages" in record:
                 return self._conversation(record, folder)
             return self._document(record, folder)

@@ -4,9 +4,12 @@ A record is a JSON object with either
 
     {"text": "...", "images": ["cat.png"]}        a document to pretrain on; images come first
     {"messages": [{"role": ..., "content": ...}], "tools": [...]}      a conversation
+    {"prompt": ..., "chosen": ..., "rejected": ..., "tools": [...]}    two answers, one of them better
 
-or a conversation in one of the forms of `herdling.data.conversations`; `split` (train, validation or
-test) overrides the hash. Images of a conversation are parts of its messages. Image paths are relative to the file that names
+`prompt` of a pair is text or messages, an answer is text or the messages of the assistant; without
+`prompt` both answers are whole conversations that begin alike. A conversation may also have one of the
+forms of `herdling.data.conversations`; `split` (train, validation or test) overrides the hash. Images
+of a conversation are parts of its messages. Image paths are relative to the file that names
 them; data URIs may stand in their place. Every record is checked when its file is opened, and an
 error names the file and the line. JSON lines stay on disk; Parquet rows are held in memory.
 """
@@ -15,7 +18,7 @@ import json
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from herdling.data.conversations import ASKED, normal
 from herdling.data.split import SPLITS
@@ -27,6 +30,7 @@ PICTURES = (".bmp", ".gif", ".jpg", ".jpeg", ".jp2", ".png", ".ppm", ".tif", ".t
 FIELDS = (
     "text", "images", "messages", "tools", "split", "conversations", "image", "system", "instruction",
     "input", "output", "history", "prompt", "completion", "question", "answer", "grader", "reply",
+    "chosen", "rejected",
 )  # fmt: skip
 _NOT_TEXT_ALONE = -1
 
@@ -142,21 +146,30 @@ def parse(raw: bytes, errors: str, path: Path, line: int) -> Any:
 
 
 def checked(record: Any, where: str, folder: Path) -> dict[str, Any]:
-    """The record in normal form; raises DataError unless it is a document or a conversation whose images
-    exist."""
+    """The record in normal form; raises DataError unless it is a document, a conversation or a pair
+    whose images exist."""
     if not isinstance(record, dict):
         raise DataError(f"{where}: is {type(record).__name__}; each record must be a JSON object")
-    try:
-        record = normal(record)
-    except DataError as problem:
-        raise DataError(f"{where}: {problem}") from None
-    if ("text" in record) == ("messages" in record):
+    if "chosen" in record:  # some datasets repeat one side as a conversation
+        record = {name: value for name, value in record.items() if name != "messages"}
+    else:
+        try:
+            record = normal(record)
+        except DataError as problem:
+            raise DataError(f"{where}: {problem}") from None
+    kinds = [name for name in ("text", "messages", "chosen") if name in record]
+    if len(kinds) != 1:
         names = ", ".join(sorted(record)[:8]) or "nothing"
-        raise DataError(f"{where}: has {names}; a record has either 'text' or 'messages'")
+        raise DataError(
+            f"{where}: has {names}; a record has either 'text' or 'messages' or, as a pair, 'chosen' "
+            "and 'rejected'"
+        )
     if "text" in record:
         _check_document(record, where)
-    else:
+    elif "messages" in record:
         _check_conversation(record, where)
+    else:
+        _check_pair(record, where)
     if record.get("split", "train") not in SPLITS:
         raise DataError(f"{where}: split is {record['split']!r}; use one of {', '.join(SPLITS)}")
     check_images(record, where, folder)
@@ -201,10 +214,67 @@ def _check_conversation(record: Mapping[str, Any], where: str) -> None:
         raise DataError(f"{where}: no message has role 'assistant', so there is nothing to learn")
 
 
+def _check_pair(record: Mapping[str, Any], where: str) -> None:
+    if record.get("images") not in (None, []):
+        raise DataError(
+            f"{where}: has images beside its prompt, where their place is unknown; remedy: put "
+            "{'type': 'image', 'image': 'cat.png'} parts into the content of a message"
+        )
+    try:
+        prompt, chosen, rejected = sides(record)
+        for answer in (chosen, rejected):
+            chat.check([*prompt, *answer], record.get("tools"))
+    except InputError as problem:
+        raise DataError(f"{where}: {problem}") from None
+    if chosen == rejected:
+        raise DataError(f"{where}: chosen and rejected are the same answer")
+    for name, answer in (("chosen", chosen), ("rejected", rejected)):
+        if not answer or answer[-1]["role"] != "assistant":
+            raise DataError(f"{where}: {name} must end with what the assistant says")
+
+
+class Sides(NamedTuple):
+    """A preference pair as messages."""
+
+    prompt: list[dict[str, Any]]
+    chosen: list[dict[str, Any]]
+    rejected: list[dict[str, Any]]
+
+
+def sides(record: Mapping[str, Any]) -> Sides:
+    """The parts of a pair; where answers are whole conversations, the prompt is what both begin with.
+
+    Raises InputError for a part that is neither text nor messages.
+    """
+    chosen, rejected = (_turns(record, name, "assistant") for name in ("chosen", "rejected"))
+    # Some datasets repeat the prompt in both conversations.
+    if record.get("prompt") is not None and chosen[:1] and chosen[0]["role"] == "assistant":
+        return Sides(_turns(record, "prompt", "user"), chosen, rejected)
+    alike = 0
+    # The last turn of each is the answer, even if the other goes on from it.
+    for one, other in zip(chosen[:-1], rejected[:-1], strict=False):
+        if one != other:
+            break
+        alike += 1
+    return Sides(chosen[:alike], chosen[alike:], rejected[alike:])
+
+
+def _turns(record: Mapping[str, Any], name: str, role: str) -> list[dict[str, Any]]:
+    value = record.get(name)
+    if isinstance(value, str):
+        return [{"role": role, "content": value}]
+    if isinstance(value, dict):
+        value = [value]
+    if not isinstance(value, list) or not all(isinstance(m, dict) and "role" in m for m in value):
+        raise InputError(f"{name} must be text or a list of messages with role and content")
+    return value
+
+
 def images_of(record: Mapping[str, Any]) -> list[Any]:
     """What a record of checked structure gives as its images, in order."""
     found = list(record.get("images") or [])
-    for message in record.get("messages", []):
+    pair = [m for side in sides(record) for m in side] if "chosen" in record else []
+    for message in [*record.get("messages", []), *pair]:
         parts = message.get("content")
         for part in parts if isinstance(parts, list) else []:
             if part["type"] != "text":
@@ -244,9 +314,11 @@ def _is_file(path: Path) -> bool:
 def content(record: Mapping[str, Any]) -> str:
     """What decides the split of a record: two records of the same content are in the same one.
 
-    Of a task's item it is the question, so that a file is split the same whether it is trained on or
-    asked.
+    Of a task's item and of a pair it is the question: another answer to it is not another question, and
+    a file is split the same whether it is trained on or asked.
     """
+    if "chosen" in record:
+        return json.dumps(sides(record).prompt)
     messages = record.get("messages")
     if ASKED in record and messages is not None:
         messages = messages[: record[ASKED]]

@@ -146,9 +146,20 @@ _MAKERS: dict[str, Maker] = {
 
 
 def _files(name: str, opening: Opening, known: Sequence[str]) -> Weighted:
-    """Sources of a path or pattern: one of its text files, one of its records."""
+    """The source of a path or pattern: its text files, or its records."""
+    found = open_files(name, opening, known)
+    if isinstance(found, TextFiles):
+        return [(_text_source(name, found, opening), 1.0)]
+    return [(_record_source(name, found, opening), 1.0)]
+
+
+def open_files(name: str, opening: Opening, known: Sequence[str] = ()) -> TextFiles | Records:
+    """What stands in the files of a path or pattern, or in a dataset of the hub.
+
+    Raises ConfigError for a name that is none, nor one of `known`; DataError for broken files.
+    """
     if name.startswith(hub.PREFIX):
-        return [(_record_source(name, hub.HubRows(name, opening.split), opening), 1.0)]
+        return hub.HubRows(name, opening.split)
     if Path(name).is_dir():
         records = InMemory(image_folder(Path(name), opening.encoding_errors), opening.split)
         if not records.sizes:
@@ -156,7 +167,7 @@ def _files(name: str, opening: Opening, known: Sequence[str]) -> Weighted:
                 f"{name}: no captioned picture of split {opening.split!r}; "
                 "for text files name them, such as folder/*.txt"
             )
-        return [(_record_source(name, records, opening), 1.0)]
+        return records
     paths = [Path(path) for path in sorted(glob.glob(name, recursive=True)) if Path(path).is_file()]
     if Path(name).is_file():
         paths = [Path(name)]
@@ -169,13 +180,10 @@ def _files(name: str, opening: Opening, known: Sequence[str]) -> Weighted:
         )
     kind = kinds.pop()
     if kind == "text files":
-        texts = TextFiles(paths, opening.split, opening.encoding_errors)
-        return [(_text_source(name, texts, opening), 1.0)]
+        return TextFiles(paths, opening.split, opening.encoding_errors)
     if kind == "JSON lines":
-        records = JsonLines(paths, opening.split, opening.encoding_errors)
-    else:
-        records = InMemory(parquet_rows(paths), opening.split)
-    return [(_record_source(name, records, opening), 1.0)]
+        return JsonLines(paths, opening.split, opening.encoding_errors)
+    return InMemory(parquet_rows(paths), opening.split)
 
 
 def _kind(path: Path) -> str:

@@ -12,7 +12,7 @@ import gzip
 import lzma
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -75,6 +75,20 @@ def likelihood(
     for window in windows:  # in the order given, so that compressors see the text as it is
         scored[window.domain] += [token for token in window.labels if token != IGNORE]
     return {domain: _result(lm, domain, nats[domain], scored[domain]) for domain in domains}
+
+
+def example_losses(lm: LM, examples: Sequence[Example], *, batch_tokens: int = 4096) -> list[float]:
+    """Mean loss of each example over what is learnt from it, in nats a token; inf for nothing.
+
+    Each stands alone and whole. Control tokens are read and not scored.
+    """
+    windows = [next(_windows(lm, example, len(example.tokens))) for example in examples]
+    found: dict[int, float] = {}
+    for batch in _batches(windows, batch_tokens):
+        for window, loss in zip(batch, _losses(lm, batch), strict=True):
+            scored = sum(label != IGNORE for label in window.labels)
+            found[id(window)] = loss / scored if scored else math.inf
+    return [found[id(window)] for window in windows]
 
 
 def _windows(lm: LM, example: Example, length: int) -> Iterator[_Window]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from herdling.errors import ConfigError
 from herdling.model.llama import Experts, LanguageModel
 from herdling.model.sites import KINDS, Site, kind_of, select, sites
+from herdling.quant import mx
 from herdling.quant.formats import Format
 from herdling.quant.modules import Matrix, QuantExperts, QuantLinear
 from herdling.quant.schemes import Scheme
@@ -65,9 +66,21 @@ def swap(
     return Report(rows_of(model, scheme))
 
 
+def fitted(form: Format, dtype: torch.dtype) -> Format:
+    """The format with scales of the model's type where that has 16 bits, as folders have them."""
+    if form.scale_dtype == mx.E8M0 or dtype == torch.float32:
+        return form
+    return replace(form, scale_dtype=dtype)
+
+
 @torch.no_grad()
-def place(model: nn.Module, scheme: Scheme, found: Sequence[Site], fill: Fill) -> None:
-    """Put quantized modules in the place of the plain ones that hold `found`."""
+def place(
+    model: nn.Module, scheme: Scheme, found: Sequence[Site], fill: Fill, *, check: bool = True
+) -> None:
+    """Put quantized modules in the place of the plain ones that hold `found`.
+
+    Without `check` matrices may still be empty. Raises ConfigError as `swap` does.
+    """
     whole = Counter(site.module for site in found)
     for site in found:
         module = model.get_submodule(site.module)
@@ -87,8 +100,8 @@ def place(model: nn.Module, scheme: Scheme, found: Sequence[Site], fill: Fill) -
         for name in names:
             weight = getattr(module, name)
             own = replace(site, path=f"{site.module}.{name}", fused=name) if site.fused else site
-            matrix = fill(own, weight, scheme.weights)
-            if not matrix.codes.is_meta and not _finite(matrix):
+            matrix = fill(own, weight, fitted(scheme.weights, weight.dtype))
+            if check and not _finite(matrix):
                 raise ConfigError(
                     f"quantize: {own.parameter} holds inf or NaN; remedy: repair the weights"
                 )
@@ -126,6 +139,13 @@ def restore(model: nn.Module) -> None:
 
 def _finite(matrix: Matrix) -> bool:
     return bool(matrix.scales.float().isfinite().all())
+
+
+def matrix_of(model: nn.Module, site: Site) -> Matrix | None:
+    """The quantized matrix of a site; None where its weight is plain."""
+    module = model.get_submodule(site.module)
+    found = getattr(module, site.fused) if site.fused else getattr(module, "matrix", None)
+    return found if isinstance(found, Matrix) else None
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,18 @@
     herdling sft --model runs/base/model --data 'chats/*.jsonl:3,tasks' --out runs/chat --steps 500
 
 Conversations are JSON lines with `messages` in OpenAI form (images and tools included), or built-in
-tasks by name; whole conversations are packed into rows and never see each other.
+tasks by name; whole conversations are packed into rows and never see each other. With `--judge` only
+what a model finds hard is trained on (herdling.eval.judge says which models can judge).
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 
+from herdling.data.spec import Weighted
 from herdling.optim.adamw import AdamWConfig
 from herdling.recipes import stage
+from herdling.recipes.judged import keep_part, parse_keep
+from herdling.recipes.training import Run, at_least_one
 from herdling.tasks.mixture import makers
 
 
@@ -22,8 +27,29 @@ class Config(stage.Stage):
     """What to train on, with weights: tasks, task names, JSON lines of conversations."""
     optimizer: AdamWConfig = field(default_factory=lambda: AdamWConfig(learning_rate=3e-4))
     """How the weights move."""
+    judge: str | None = None
+    """Who says which examples are hard: a model folder, loss:FOLDER, pass:FOLDER, or a URL#MODEL."""
+    keep: str = "hard:0.5"
+    """With --judge: what share of the pool to train on."""
+    pool: int = 4096
+    """With --judge: how many examples are rated, at most all."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least_one(self, "pool")
+        parse_keep(self.keep)
 
 
 def main(config: Config) -> int:
-    stage.run(config, "sft", makers())
+    train(config)
     return 0
+
+
+def train(config: Config, name: str = "sft") -> None:
+    """Tune, on the part that the judge leaves where there is one; save OUT/model."""
+    choose = None if config.judge is None else partial(_hard, config, config.judge)
+    stage.run(config, name, makers(), choose=choose)
+
+
+def _hard(config: Config, judge: str, run: Run, sources: Weighted) -> tuple[Weighted, str]:
+    return keep_part(sources, judge, config.keep, config.pool, run.tok, config.seed, config.out)

@@ -3,7 +3,7 @@
 A recipe gives its defaults and the further names its `--data` may use; everything else is here once.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Literal
@@ -11,7 +11,7 @@ from typing import Literal
 from herdling import distributed
 from herdling.data.loader import Loader
 from herdling.data.mixture import Mixture
-from herdling.data.spec import Maker, Opening, open_sources
+from herdling.data.spec import Maker, Opening, Weighted, open_sources
 from herdling.model.llama import LanguageModel
 from herdling.recipes.training import Run, Training, at_least_one
 from herdling.train.loop import Every
@@ -43,14 +43,23 @@ class Stage(Training):
 
 
 def run(
-    stage: Stage, name: str, makers: Mapping[str, Maker], hooks: Sequence[Every] = ()
+    stage: Stage,
+    name: str,
+    makers: Mapping[str, Maker],
+    hooks: Sequence[Every] = (),
+    choose: Callable[[Run, Weighted], tuple[Weighted, str]] | None = None,
 ) -> LanguageModel:
-    """Train, save OUT/model, return the model. Stopped runs resume exactly with `resume`."""
+    """Train, save OUT/model, return the model. Stopped runs resume exactly with `resume`.
+
+    `choose` puts others in place of the opened sources, and says in words which.
+    """
     run = Run(stage, name)
     opening = Opening(
         run.tok, stage.split, stage.seed, stage.length, run.processor, stage.encoding_errors
     )
-    sources = open_sources(stage.data, opening, makers)
+    sources, note = open_sources(stage.data, opening, makers), ""
+    if choose is not None:
+        sources, note = choose(run, sources)
     mixture = Mixture(sources, rank=distributed.rank(), world=distributed.world_size())
     loader = Loader(
         mixture,
@@ -63,7 +72,7 @@ def run(
     with closing(loader):
         watch = Every(DATA_EVERY, lambda state: _log_data(state, loader))
         run.fit(loader, next_token, hooks=[watch, *hooks])
-    return run.save(data=[source.name for source, _ in sources])
+    return run.save(data=[source.name for source, _ in sources], note=note)
 
 
 def _log_data(state: State, loader: Loader) -> None:

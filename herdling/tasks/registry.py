@@ -47,7 +47,13 @@ TOOL_TASKS: dict[str, str] = {
     "search": "search:Search",
 }
 """Tasks of several turns: the model calls a tool, reads its result, and answers."""
-TASKS: dict[str, str] = IMAGE_TASKS | TEXT_TASKS | TOOL_TASKS
+PREFERENCE_TASKS: dict[str, str] = {
+    "refusals": "refusals:Refusals",
+    "tone": "tone:Tone",
+    "form": "form:Form",
+}
+"""Tasks about manners: each also knows how an answer is worse, for preference pairs."""
+TASKS: dict[str, str] = IMAGE_TASKS | TEXT_TASKS | TOOL_TASKS | PREFERENCE_TASKS
 """Name of the task -> 'module:Class' below `herdling.tasks`."""
 
 

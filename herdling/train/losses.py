@@ -15,6 +15,8 @@ from herdling.kernels.cross_entropy import weighted_nll
 
 Batch = Mapping[str, Tensor]
 Numbers = Mapping[str, Tensor | tuple[Tensor, Tensor]]
+MODEL_INPUTS = ("input_ids", "pixel_values", "positions", "documents")
+"""The tensors of a batch that the model takes; the others are the loss's own."""
 
 
 def next_token(model: nn.Module, batch: Batch) -> tuple[Tensor, Numbers]:
@@ -25,8 +27,8 @@ def next_token(model: nn.Module, batch: Batch) -> tuple[Tensor, Numbers]:
     """
     labels = batch["labels"]
     readout = partial(_nll, labels=labels, weights=(labels != IGNORE).float())
-    names = ("input_ids", "pixel_values", "positions", "documents")
-    return model(**{name: batch[name] for name in names if name in batch}, readout=readout), {}
+    given = {name: batch[name] for name in MODEL_INPUTS if name in batch}
+    return model(**given, readout=readout), {}
 
 
 def _nll(hidden: Tensor, lm_head: nn.Linear, labels: Tensor, weights: Tensor) -> Tensor:

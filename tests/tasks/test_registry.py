@@ -67,7 +67,7 @@ def test_items_are_well_formed(drawn: tuple[Task, dict[str, list[Item]]]) -> Non
     )
 
 
-OWN_RULES = {"functions", "instructions", "arithmetic_steps"}
+OWN_RULES = {"functions", "instructions", "arithmetic_steps", "refusals"}
 """Tasks where case matters or working is free; tests of their own try to fool them."""
 
 
@@ -78,7 +78,7 @@ def test_grading(drawn: tuple[Task, dict[str, list[Item]]]) -> None:
     everything = " ".join(dict.fromkeys(item.answer for item in items["test"]))
     for item in items["test"][:50]:
         assert task.grade(item, item.answer) == 1.0
-        assert task.grade(item, f"  {item.answer.upper()}. \n") == 1.0
+        assert task.grade(item, f"  {item.answer.removesuffix('.').upper()}. \n") == 1.0
         hostile = ["", ".", "\0", "\ud800", "I cannot", f"{item.answer} or not", f"x{item.answer}",
                    everything if " " in everything else everything + " x",
                    item.answer * 10_000, "<|eot|>", f"{item.answer}\n{item.answer}x"]  # fmt: skip

@@ -1,0 +1,109 @@
+"""Tuning on the hard part of a pool: what is rated, kept, dropped, and how it resumes.
+
+python -m pytest tests/recipes/test_judged.py
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import herdling
+from herdling.checkpoint import Card
+from herdling.data import embedded
+from herdling.data.sources import Example
+from herdling.errors import ConfigError, DataError
+from herdling.inputs.tokenizer import Tokenizer
+from herdling.metrics import METRICS
+from herdling.recipes import judged, pretrain, sft
+from herdling.train.state import CheckpointConfig
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("base")
+    Tokenizer.train(embedded.texts(limit=200_000), 512, "compact").save(out / "tok")
+    config = pretrain.Config(
+        model="nano", vision=False, tokenizer=out / "tok", data="english", out=out / "run",
+        steps=1, rows=1, length=64,
+    )  # fmt: skip
+    assert pretrain.main(config) == 0
+    return out / "run" / "model"
+
+
+def config(base: Path, out: Path, **fields) -> sft.Config:
+    given = dict(
+        data="arithmetic,form", judge=f"loss:{base}", pool=40, steps=4, rows=2, length=96,
+        checkpoint=CheckpointConfig(every=2, keep=3),
+    )  # fmt: skip
+    return sft.Config(model=str(base), out=out, **{**given, **fields})
+
+
+class Lengths:
+    """Long examples are hard."""
+
+    calls = 0
+
+    def rate(self, examples: list[Example]) -> list[float | None]:
+        Lengths.calls += len(examples)
+        return [float(len(e.tokens)) for e in examples]
+
+
+def test_the_hard_part_is_kept_and_the_card_says_so(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(judged, "open_judge", lambda *_: Lengths())
+    sft.main(config(base, tmp_path / "run", judge="lengths"))
+    told = json.loads((tmp_path / "run" / "judge.json").read_text())
+    assert (told["pool"], told["kept"], told["without_verdict"]) == (40, 20, 0)
+    assert told["dropped"]["form"] < told["dropped"]["arithmetic"]  # its questions are longer
+    lines = [json.loads(line) for line in (tmp_path / "run" / "ratings.jsonl").read_text().split("\n") if line]  # fmt: skip
+    assert len(lines) <= 40  # equal examples are rated once
+    card = Card.open(tmp_path / "run" / "model", herdling.load(tmp_path / "run" / "model").config)
+    assert "the hard 50% of 40 examples, rated by lengths" in str(card.steps[-1])
+
+
+def test_which_examples_are_trained_on(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(judged, "open_judge", lambda *_: Lengths())
+    taken: dict[str, list[Example]] = {}
+
+    class Fixed:
+        def __init__(self, name: str, lengths: list[int]) -> None:
+            self.name, self.size = name, len(lengths)
+            self.lengths = lengths
+
+        def example(self, index: int) -> Example:
+            n = self.lengths[index]
+            return Example([index, *range(n - 1)], [True] * n, None, self.name)
+
+    tok = Tokenizer.open(base)
+    sources = [(Fixed("short", [3, 4, 5, 20]), 1.0), (Fixed("long", [30, 31, 2, 33]), 1.0)]
+    for keep, expected in (("hard:0.5", {"short": [20], "long": [30, 31, 33]}),
+                           ("easy:0.25", {"short": [3], "long": [2]})):  # fmt: skip
+        kept, _ = judged.keep_part(sources, "x", keep, 100, tok, 0, tmp_path / keep)
+        taken = {s.name: [s.example(i) for i in range(s.size or 0)] for s, _ in kept}
+        assert {n: sorted(len(e.tokens) for e in es) for n, es in taken.items()} == expected
+    assert [w for _, w in kept] == [0.25, 0.25]
+
+
+def test_a_killed_run_resumes_to_the_same_bytes(base, tmp_path):
+    sft.main(config(base, tmp_path / "a"))
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    shutil.rmtree(tmp_path / "b" / "model")
+    shutil.rmtree(tmp_path / "b" / "checkpoints" / "step-00000004")
+    ratings = tmp_path / "b" / "ratings.jsonl"
+    ratings.write_text(ratings.read_text()[:-40])  # killed in the middle of a line
+    sft.main(config(base, tmp_path / "b", resume=True))
+    for name in (METRICS, "model/model.safetensors"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_a_judge_without_verdicts_is_an_error(base, tmp_path):
+    # A random model says nothing of use when it is asked in words.
+    with pytest.raises(DataError, match="gave a verdict on"):
+        sft.main(config(base, tmp_path / "run", judge=str(base), pool=4))
+
+
+@pytest.mark.parametrize("keep", ["hard", "hard:1", "hard:0", "soft:0.5", "hard:x"])
+def test_what_to_keep_must_be_clear(base, tmp_path, keep):
+    with pytest.raises(ConfigError, match=r"write hard:0\.5"):
+        config(base, tmp_path, keep=keep)
