@@ -47,6 +47,8 @@ class Score:
     seconds: float
     samples: list[Sample]
     """The first items, for a report."""
+    grades: list[float]
+    """The grade of every item, in order."""
 
     @property
     def above_chance(self) -> bool:
@@ -81,8 +83,8 @@ def evaluate(
 ) -> Score:
     """Grade replies to the first `items` items of `split`, greedy unless there is a temperature.
 
-    With several `tries` an item counts with the mean of its grades. Raises ConfigError for no items, InputError where the model cannot take the task (pictures for
-    a text-only model).
+    With several `tries` an item counts with the mean of its grades. Raises ConfigError for no items,
+    InputError where the model cannot take the task (pictures for a text-only model).
     """
     for name, value in (("items", items), ("tries", tries)):
         if value < 1:
@@ -98,8 +100,41 @@ def evaluate(
     accuracy = sum(one.grade for one in played) / len(played)
     low, high = wilson(accuracy, items)
     cut = sum(one.truncated for one in played)
+    grades = [sum(one.grade for one in played[i::items]) / tries for i in range(items)]
     seconds = time.perf_counter() - start
-    return Score(task.name, items, accuracy, low, high, task.chance, cut, seconds, samples)
+    return Score(task.name, items, accuracy, low, high, task.chance, cut, seconds, samples, grades)
+
+
+@dataclass(frozen=True)
+class Change:
+    """How a task's accuracy moved from one model to another, on the same items."""
+
+    gained: float
+    noise: float
+    """Half of the 95 % interval of `gained`, from the differences item by item."""
+
+    @property
+    def lost(self) -> bool:
+        """Whether it fell by more than noise."""
+        return self.gained < -self.noise
+
+
+def change(before: Score, after: Score) -> Change:
+    """Compare two scores of the same items. Raises ConfigError where they are of others.
+
+    Paired: what both get right or wrong says nothing, so the interval is far narrower than those of
+    the two accuracies.
+    """
+    if before.task != after.task or len(before.grades) != len(after.grades):
+        raise ConfigError(
+            f"{before.task} with {len(before.grades)} items and {after.task} with "
+            f"{len(after.grades)} cannot be compared; remedy: the same task and items"
+        )
+    moved = [b - a for a, b in zip(before.grades, after.grades, strict=True)]
+    n, mean = len(moved), sum(moved) / len(moved)
+    variance = sum((x - mean) ** 2 for x in moved) / max(1, n - 1)
+    # With no item moved there is no variance to see; one in 3/n could still move (rule of three).
+    return Change(mean, max(1.959964 * math.sqrt(variance / n), 3 / n))
 
 
 def wilson(share: float, count: int, z: float = 1.959964) -> tuple[float, float]:

@@ -4,6 +4,7 @@
     judge = open_judge("loss:runs/base/model")       # the loss of the answer: what is expected is easy
     judge = open_judge("pass:runs/base/model")       # the share of sampled replies that are not the answer
     judge = open_judge("https://host/v1#model")      # any OpenAI-compatible endpoint, key in OPENAI_API_KEY
+    judge = open_judge("random")                     # drawn by lot: what the others must beat
     judge.rate(examples)                             # higher is harder, None where it gave no verdict
 
 A model of a few million parameters does not understand the question in words; its loss and its pass
@@ -12,6 +13,7 @@ and the pass rate look at the last answer of a conversation, which has one quest
 """
 
 import os
+import random
 import re
 import threading
 import zlib
@@ -57,6 +59,8 @@ def open_judge(spec: str, tok: Tokenizer, seed: int = 0) -> Judge:
     if spec.startswith(("http://", "https://")):
         url, _, model = spec.partition("#")
         return Endpoint(url, model, tok)
+    if spec == "random":
+        return RandomJudge(seed)
     kind, _, folder = spec.partition(":")
     kinds = {"loss": LossJudge, "pass": PassJudge}
     made = kinds.get(kind)
@@ -83,6 +87,16 @@ def as_text(example: Example, tok: Tokenizer) -> str:
     text = re.sub(r"<\|image_start\|>.*?<\|image_end\|>", "[image] ", text, flags=re.DOTALL)
     text = re.sub(r"<\|header_start\|>(.*?)<\|header_end\|>\s*", r"\n\1: ", text, flags=re.DOTALL)
     return re.sub(r"<\|[^|>]*\|>", "", text).strip()[:_MOST_CHARACTERS]
+
+
+class RandomJudge:
+    """Draws lots: what is kept is then a part of the same size, which a judge must beat."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self._seed = seed
+
+    def rate(self, examples: Sequence[Example]) -> list[float | None]:
+        return [random.Random(f"{self._seed}/{e.tokens}").random() for e in examples]
 
 
 class LossJudge:

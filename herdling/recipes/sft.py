@@ -28,7 +28,7 @@ class Config(stage.Stage):
     optimizer: AdamWConfig = field(default_factory=lambda: AdamWConfig(learning_rate=3e-4))
     """How the weights move."""
     judge: str | None = None
-    """Who says which examples are hard: a model folder, loss:FOLDER, pass:FOLDER, or a URL#MODEL."""
+    """Who says which examples are hard: a model folder, loss:FOLDER, pass:FOLDER, a URL#MODEL, or random."""
     keep: str = "hard:0.5"
     """With --judge: what share of the pool to train on."""
     pool: int = 4096

@@ -62,7 +62,10 @@ def write_pairs(
             while found < wanted and start - first < _PROMPTS_A_PAIR * wanted:
                 items = [task.item(i, split) for i in range(start, start + _PROMPTS_AT_ONCE)]
                 start += _PROMPTS_AT_ONCE
-                games = [Game(task, item, seed) for item in items for seed in range(tries)]
+                games = [
+                    Game(task, item, n)
+                    for n, item in enumerate(i for i in items for _ in range(tries))
+                ]
                 played = play(lm, games, max_tokens=max_tokens, temperature=temperature)
                 for i, item in enumerate(items):
                     record = _pair(item, played[i * tries : (i + 1) * tries])

@@ -8,7 +8,7 @@ from PIL import Image
 
 from herdling.data.split import draw
 from herdling.errors import ConfigError, InputError
-from herdling.eval.harness import evaluate, question, wilson
+from herdling.eval.harness import Score, change, evaluate, question, wilson
 from herdling.rollouts.play import Game, play
 from herdling.tasks.base import Item, ask, exact
 from herdling.tasks.registry import create
@@ -46,6 +46,7 @@ def test_accuracy_is_the_share_of_right_replies(lm):
     assert score.cut_short == 11
     assert score.seconds > 0
     assert [s.grade for s in score.samples] == [1.0, 0.0, 1.0]
+    assert score.grades == [1.0, 0.0] * 5 + [1.0]
     assert score.samples[0].reply == score.samples[0].item.answer
     assert isinstance(score.samples[0].item.messages[0]["content"][0]["image"], Image.Image)
 
@@ -120,3 +121,24 @@ def test_question_reads_text_and_parts():
     assert question(Item(ask("why?"), "", 0, "")) == "why?"
     picture = Image.new("RGB", (4, 4))
     assert question(Item(ask("why?", picture, picture), "", 0, "")) == "[image] [image] why?"
+
+
+def graded(*grades: float, task: str = "t") -> Score:
+    return Score(task, len(grades), sum(grades) / len(grades), 0, 1, 0, 0, 0.0, [], list(grades))
+
+
+def test_a_change_is_measured_item_by_item():
+    before = graded(*[1.0] * 50 + [0.0] * 50)
+    after = graded(*[1.0] * 40 + [0.0] * 60)
+    moved = change(before, after)
+    assert moved.gained == pytest.approx(-0.1)
+    # Ten items fell and none rose: variance of -1 and 0 over 99.
+    variance = (10 * 0.9**2 + 90 * 0.1**2) / 99
+    assert moved.noise == pytest.approx(1.959964 * (variance / 100) ** 0.5)
+    assert moved.lost
+    assert not change(after, before).lost
+    same = change(before, before)
+    assert (same.gained, same.noise, same.lost) == (0.0, 0.03, False)
+    for other in (graded(1.0), graded(*before.grades, task="u")):
+        with pytest.raises(ConfigError, match="cannot be compared"):
+            change(before, other)

@@ -210,3 +210,12 @@ def test_a_judge_reads_with_its_own_tokenizer(lm, tmp_path):
         open_judge(f"loss:{tmp_path / 'model'}", other)
     assert isinstance(open_judge(f"pass:{tmp_path / 'model'}", lm.tokenizer), PassJudge)
     assert isinstance(open_judge(str(tmp_path / "model"), other), AskedJudge)
+
+
+def test_lots_are_fair_and_the_same_again(lm):
+    examples = [example(lm, f"{i}?", str(i)) for i in range(50)]
+    judge = open_judge("random", lm.tokenizer, seed=3)
+    ratings = judge.rate(examples)
+    assert ratings == judge.rate(examples[:10]) + judge.rate(examples[10:])
+    assert len(set(ratings)) == 50
+    assert ratings != open_judge("random", lm.tokenizer, seed=4).rate(examples)

@@ -20,7 +20,7 @@ def test_strings_are_escaped():
 
 
 def test_accuracies_show_bar_interval_and_chance():
-    html = report.accuracies([Score("count", 200, 0.5, 0.43, 0.57, 0.25, 0, 1.0, [])])
+    html = report.accuracies([Score("count", 200, 0.5, 0.43, 0.57, 0.25, 0, 1.0, [], [])])
     assert "width:50.0%" in html
     assert "left:25.0%" in html
     assert "43.0% to 57.0%" in html
