@@ -29,7 +29,7 @@ from herdling.optim.schedule import Schedule
 from herdling.recipes.training import Run, Training, at_least_one
 from herdling.rollouts.curriculum import FilterConfig
 from herdling.tasks.base import Task
-from herdling.tasks.registry import IMAGE_TASKS, create
+from herdling.tasks.registry import open_task
 from herdling.train.health import RoutingConfig
 from herdling.train.loop import Every
 from herdling.train.online import Online, OnlineConfig
@@ -109,15 +109,7 @@ def main(config: Config) -> int:
 
 def open_tasks(given: str, seed: int, side: int | None) -> list[tuple[Task, float]]:
     """The tasks of `--tasks` with their weights; `side`: pixels of a tile, None without vision."""
-    found = []
-    for name, weight in spec.parse(given):
-        settings: dict[str, Any] = {"seed": seed}
-        if name in IMAGE_TASKS:
-            if side is None:
-                raise ConfigError(f"task {name} shows pictures, and the model has no vision")
-            settings["side"] = side
-        found.append((create(name, **settings), weight))
-    return found
+    return [(open_task(name, seed, side), weight) for name, weight in spec.parse(given)]
 
 
 def _log(state: State, online: Online) -> None:

@@ -12,59 +12,27 @@ The filter is a list of what is allowed (seccomp(2), linux/filter.h), so that a 
 kernel brings is refused as well.
 """
 
-import ast
-import contextlib
+# Each import is paid by each run: these are what Python starts with, and json, struct and ctypes.
+from __future__ import annotations
+
 import ctypes
-import importlib
 import json
 import os
-import platform
+import re
 import resource
 import struct
 import sys
-from typing import Any
 
-MODULES = frozenset(
-    [
-        "abc",
-        "array",
-        "ast",
-        "bisect",
-        "calendar",
-        "cmath",
-        "collections",
-        "contextlib",
-        "copy",
-        "dataclasses",
-        "datetime",
-        "decimal",
-        "difflib",
-        "enum",
-        "fractions",
-        "functools",
-        "hashlib",
-        "heapq",
-        "html",
-        "itertools",
-        "json",
-        "keyword",
-        "math",
-        "numbers",
-        "operator",
-        "random",
-        "re",
-        "statistics",
-        "string",
-        "struct",
-        "textwrap",
-        "time",
-        "types",
-        "typing",
-        "unicodedata",
-        "uuid",
-        "zlib",
-    ]
-)
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+MODULES = frozenset((
+    "abc", "array", "ast", "bisect", "calendar", "cmath", "collections", "contextlib", "copy",
+    "dataclasses", "datetime", "decimal", "difflib", "enum", "fractions", "functools", "hashlib", "heapq",
+    "html", "itertools", "json", "keyword", "math", "numbers", "operator", "random", "re", "statistics",
+    "string", "struct", "textwrap", "time", "types", "typing", "unicodedata", "uuid", "zlib",
+))  # fmt: skip
 """What the code may import. They hold nothing back: the kernel does."""
 _LATER = {"datetime": ("_strptime",), "collections": ("collections.abc",)}
 """Modules that others import when they are first used, which is too late."""
@@ -101,8 +69,8 @@ def missing() -> str:
     """Why this machine cannot confine a process; empty if it can, as far as can be told from outside."""
     if sys.platform != "linux":
         return f"{sys.platform} has no seccomp"
-    if platform.machine() not in _CALLS or struct.calcsize("P") != 8:
-        return f"the system calls of {platform.machine()} are not listed here"
+    if os.uname().machine not in _CALLS or struct.calcsize("P") != 8:
+        return f"the system calls of {os.uname().machine} are not listed here"
     return ""
 
 
@@ -134,7 +102,7 @@ def limit(kind: int, most: int) -> None:
 
 def _filter() -> bytes:
     """A BPF program (linux/filter.h): kill for a foreign architecture, allow what is listed, refuse."""
-    architecture, calls = _CALLS[platform.machine()]
+    architecture, calls = _CALLS[os.uname().machine]
     load, equal, give = 0x20, 0x15, 0x06
     program = [
         (load, 0, 0, 4),  # seccomp_data.arch
@@ -162,17 +130,6 @@ def plain(value: Any, depth: int = 0) -> Any:
     if isinstance(value, dict):
         return {"": [[plain(k, depth + 1), plain(v, depth + 1)] for k, v in value.items()]}
     raise ValueError(f"a value of type {type(value).__name__}")
-
-
-def _named_modules(code: str) -> set[str]:
-    """What `code` imports, as far as it can be read without running it."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(code)):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module)
-    return {name for name in names if name.partition(".")[0] in MODULES}
 
 
 def _write(text: str) -> None:
@@ -209,15 +166,15 @@ def main() -> None:
 
 
 def _import(code: str) -> None:
-    """Load the allowed modules that `code` names; what cannot be read or found is told when it runs."""
-    try:
-        names = _named_modules(code)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return
-    for name in sorted(names):
+    """Load the allowed modules that `code` names; what is not found is told when the code asks for it."""
+    named = " ".join(re.findall(r"\b(?:import|from)\b([^\n;]*)", code))
+    for name in sorted(set(re.findall(r"[a-z_]+(?:\.[a-z_]+)*", named))):
         for module in (name, *_LATER.get(name, ())):
-            with contextlib.suppress(ImportError):
-                importlib.import_module(module)
+            if name.partition(".")[0] in MODULES:
+                try:  # noqa: SIM105 (contextlib is not among the imports)
+                    __import__(module)
+                except ImportError:
+                    pass
 
 
 if __name__ == "__main__":

@@ -79,9 +79,11 @@ def test_grading(drawn: tuple[Task, dict[str, list[Item]]]) -> None:
     for item in items["test"][:50]:
         assert task.grade(item, item.answer) == 1.0
         assert task.grade(item, f"  {item.answer.removesuffix('.').upper()}. \n") == 1.0
-        hostile = ["", ".", "\0", "\ud800", "I cannot", f"{item.answer} or not", f"x{item.answer}",
-                   everything if " " in everything else everything + " x",
-                   item.answer * 10_000, "<|eot|>", f"{item.answer}\n{item.answer}x"]  # fmt: skip
+        a = item.answer
+        hostile = ["", ".", "\0", "\ud800", "I cannot", "nan", "inf", "None", f"{a} or not", f"x{a}", f"not {a}",
+                   f"answer: {a} or {a}x", f"{a}, {a}", f"{a}\n{a}x", f"```\n{a}\n``` or 1", f"{a[:1]}\u200b{a[1:]}x",
+                   everything if " " in everything else everything + " x", a * 10_000, "<|eot|>",
+                   f"{a}\n\n{a}", "".join(chr(0xFEE0 + ord(c)) if "!" <= c <= "~" else c for c in a) + " "]  # fmt: skip
         for reply in hostile:
             assert task.grade(item, reply) == 0.0, reply[:80]
 

@@ -285,7 +285,7 @@ def test_where_code_cannot_be_confined_none_is_run(
 ) -> None:
     marked = tmp_path / "ran"
     for change in (("_NO_NEW_PRIVS, _SET_SECCOMP, _FILTER = 38", "_NO_NEW_PRIVS, _SET_SECCOMP, _FILTER = 9999"),
-                   ("= 38, 22, 2", "= 38, 22, 77"), ("import contextlib", "import nosuchmodule")):  # fmt: skip
+                   ("= 38, 22, 2", "= 38, 22, 77"), ("import ctypes", "import nosuchmodule")):  # fmt: skip
         (tmp_path / "jail.py").write_text(SOURCE.replace(*change))
         assert SOURCE.replace(*change) != SOURCE
         monkeypatch.setattr(jail, "__file__", str(tmp_path / "jail.py"))
