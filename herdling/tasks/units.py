@@ -8,8 +8,7 @@ import random
 from herdling.data.drawing import one_of
 from herdling.data.split import draw
 from herdling.errors import ConfigError
-from herdling.tasks.base import Item, ask
-from herdling.tasks.graders import number
+from herdling.tasks.base import Item, ask, exact
 
 UNITS = (
     ("kilometres", "metres", 1000), ("metres", "centimetres", 100), ("centimetres", "millimetres", 10),
@@ -44,4 +43,4 @@ class Units:
         return Item(ask(question), answer, (count - 1) / (self.most - 1), key)
 
     def grade(self, item: Item, reply: str) -> float:
-        return number({"answer": item.answer}, reply)
+        return exact(item.answer, reply)
