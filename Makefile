@@ -46,8 +46,8 @@ clients: $(READY) $(CLIENTS:%=.clients/%/.ready)  ## real clients against a live
 	$(call CLIENT_TESTS,schemathesis,schemathesis)
 
 # Trainers of others, whose losses ours are compared with.
-trl: $(READY) .clients/trl/.ready  ## preference losses beside TRL's own (a minute, and TRL in an environment)
-	$(call CLIENT_TESTS,trl,trl)
+trl: $(READY) .clients/trl/.ready  ## preference and policy losses beside TRL's own (a minute, and TRL in an environment)
+	$(call CLIENT_TESTS,trl,trl trl_rl)
 
 # These import Herdling themselves, so their environment has it and torch.
 IN_PROCESS := lm-eval trl

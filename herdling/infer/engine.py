@@ -27,7 +27,7 @@ from herdling.infer.costs import predict
 from herdling.infer.drafts import Drafter, Proposal
 from herdling.infer.kv_quant import layers_of, open_store
 from herdling.infer.pace import Pace
-from herdling.infer.pages import Pages
+from herdling.infer.pages import PAGE, Pages
 from herdling.infer.request import (
     Alternatives,
     Completion,
@@ -72,6 +72,7 @@ class Engine:
         drafter: Drafter | None = None,
         longest_guess: int = 8,
         kv: str = "plain",
+        page: int = PAGE,
         adapt_threads: bool = False,
     ) -> None:
         """
@@ -87,16 +88,23 @@ class Engine:
             longest_guess: most tokens guessed at a time.
             kv: `plain` keeps keys and values in the model's type; `int8`, `int4` and `mixed` code
                 them (`kv_quant`), which takes a half to a quarter of the memory and changes replies.
+            page: positions of a page in a plain cache, times the local layers for each global one.
+                Beginnings are shared in whole pages: small ones suit many replies to short prompts.
             adapt_threads: on a CPU, let each step have one thread of torch or all, by what was faster
                 lately (`pace`). Log-probs may then differ in their last bits from run to run.
         """
-        for name, value in (("max_running", max_running), ("step_tokens", step_tokens)):
+        for name, value in (
+            ("max_running", max_running),
+            ("step_tokens", step_tokens),
+            ("page", page),
+        ):
             if value < 1:
                 raise ConfigError(f"{name} is {value}; it must be at least 1")
         self.model, self.tokenizer = model, tokenizer
         self._memory, self._max_running = memory, max_running
         self._step_tokens, self._reuse = step_tokens, reuse
-        self._kv, self._layers = kv, layers_of(model.config.text, kv)
+        self._kv, self._page = kv, page
+        self._layers = layers_of(model.config.text, kv, page)
         on_cpu = next(model.parameters()).device.type == "cpu"
         self._pace = Pace() if adapt_threads and on_cpu else None
         least = 3 * self._layers.page_bytes(next(model.parameters()).dtype)
@@ -129,7 +137,14 @@ class Engine:
                 budget = min(_free(weight.device) // 4, 2 * self._max_running * longest * size)
             guess = self._costs.longest if self._costs else 0
             store = open_store(
-                self._kv, config, budget, weight.dtype, weight.device, self._max_running, guess
+                self._kv,
+                config,
+                budget,
+                weight.dtype,
+                weight.device,
+                self._max_running,
+                guess,
+                self._page,
             )
             pages = Pages(store.pages)
             scheduler = Scheduler(

@@ -27,7 +27,7 @@ from torch import Tensor
 from herdling.errors import ConfigError
 from herdling.infer import kv_codes
 from herdling.infer.kv_tail import Fresh, OpenPages
-from herdling.infer.pages import Layers, Store, Track, zeros
+from herdling.infer.pages import PAGE, Layers, Store, Track, zeros
 from herdling.model.config import TextConfig
 
 if TYPE_CHECKING:
@@ -121,9 +121,9 @@ class Layout(Layers):
         return self.formats[layer].regions(tokens, self._heads, self._d)
 
 
-def layers_of(config: TextConfig, kv: str) -> Layers:
+def layers_of(config: TextConfig, kv: str, page: int = PAGE) -> Layers:
     """How pages are shared under `plain` or a scheme. Raises ConfigError for an unknown one."""
-    return Layers(config) if kv == "plain" else Layout(config, kv)
+    return Layers(config, page) if kv == "plain" else Layout(config, kv)
 
 
 def open_store(
@@ -134,10 +134,11 @@ def open_store(
     device: torch.device,
     running: int,
     guess: int,
+    page: int = PAGE,
 ) -> Store:
     """The store under `plain` or a scheme; for the arguments see `QuantStore`."""
     if kv == "plain":
-        return Store(config, budget, dtype, device)
+        return Store(config, budget, dtype, device, page)
     return QuantStore(config, budget, dtype, device, kv, running, guess)
 
 

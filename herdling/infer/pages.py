@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from herdling.infer.scheduler import Piece
 
 PAGE = 16
-"""Positions of a local page, or the largest power of two below that divides the chunk."""
+"""Positions of a local page unless an engine is told otherwise, or the largest power of two below that divides the chunk."""
 
 
 class Layers:
     """How the layers of a model share a page."""
 
-    def __init__(self, config: TextConfig) -> None:
+    def __init__(self, config: TextConfig, page: int = PAGE) -> None:
         kinds = [config.is_local(i) and config.attention_chunk_size is not None
                  for i in range(config.num_hidden_layers)]  # fmt: skip
         local, whole = sum(kinds), len(kinds) - sum(kinds)
@@ -43,7 +43,7 @@ class Layers:
         """Tensors that a page is spread over: one for each global layer."""
         self.share = max(1, math.ceil(local / self.units))
         """Local layers that lie in one unit, one behind the other."""
-        self.local_tokens = math.gcd(self.chunk, PAGE) if self.chunk else PAGE
+        self.local_tokens = math.gcd(self.chunk, page) if self.chunk else page
         self.global_tokens = self.local_tokens * self.share
         seen = [0, 0]
         self.places: list[tuple[bool, int, int]] = []
@@ -67,10 +67,15 @@ class Store:
     """The memory, and the two operations on it: write new positions, read any."""
 
     def __init__(
-        self, config: TextConfig, budget: int, dtype: torch.dtype, device: torch.device
+        self,
+        config: TextConfig,
+        budget: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        page: int = PAGE,
     ) -> None:
         """`budget` in bytes. Raises ConfigError when it does not hold a single page of each kind."""
-        self.layers = layers = Layers(config)
+        self.layers = layers = Layers(config, page)
         self.dtype = dtype
         self.page_bytes = layers.page_bytes(dtype)
         self.pages = budget // self.page_bytes - 1  # less the page of zeros

@@ -22,6 +22,7 @@ from herdling.errors import ConfigError, require
 from herdling.eval import report
 from herdling.eval.harness import evaluate
 from herdling.files import read_json, write_json
+from herdling.infer.engine import Engine
 from herdling.infer.lm import LM
 from herdling.metrics import METRICS, read
 from herdling.optim.adamw import AdamWConfig
@@ -35,6 +36,9 @@ from herdling.train.loop import Every
 from herdling.train.online import Online, OnlineConfig
 from herdling.train.policy import PolicyConfig, PolicyLoss
 from herdling.train.state import State
+
+PAGE = 4
+"""Positions of a page of the cache: rollouts of one prompt share all of it but the last few tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,10 +81,11 @@ def main(config: Config) -> int:
     tasks = open_tasks(config.tasks, config.seed, run.processor and run.processor.size)
     loss = PolicyLoss(config.policy, longest=config.online.max_tokens * config.online.turns)
     reference = copy.deepcopy(run.model).requires_grad_(False) if config.policy.kl > 0 else None
-    lm = LM(run.model, run.tok, run.processor)
+    sampler = run.model
     if config.sampler == "bf16":
         sampler = copy.deepcopy(run.model).to(torch.bfloat16).requires_grad_(False)
-        lm = LM(sampler, run.tok, run.processor)
+    lm = LM(sampler, run.tok, run.processor)
+    lm.engine = Engine(sampler, run.tok, page=PAGE)
     online = Online(
         lm,
         tasks,

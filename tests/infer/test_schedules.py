@@ -317,6 +317,19 @@ def test_experts_of_a_shared_beginning_are_known_without_computing_it_again(plai
         assert reply.experts.shape[0] == len(request.ids) + len(reply.ids) - 1
 
 
+def test_smaller_pages_share_more_and_change_nothing(plain_lm):
+    lm = plain_lm
+    request = replace(prompt(lm, 45), max_tokens=6, want_experts=True)
+    for page, shared in ((8, 24), (4, 36), (2, 42)):
+        engine = Engine(lm.model, lm.tokenizer, page=page)
+        replies = engine.run([request] * 3)
+        assert [reply.cached_tokens for reply in replies] == [0, shared, shared]
+        assert [reply.ids for reply in replies] == [lm.engine.run([request])[0].ids] * 3
+        assert torch.equal(replies[0].experts, replies[2].experts)
+    with pytest.raises(ConfigError, match="page is 0"):
+        Engine(lm.model, lm.tokenizer, page=0)
+
+
 def test_experts_survive_being_put_back_into_the_queue(plain_lm):
     lm = plain_lm
     requests = [replace(prompt(lm, 20, i), max_tokens=60, want_experts=True) for i in (1, 2)]
