@@ -1,6 +1,6 @@
 """Distils a draft five times smaller than its target, on text that the target itself wrote.
 
-    python benchmarks/distilled_draft.py runs/demo/model runs/draft [--seconds 240]
+    python benchmarks/distilled_draft.py runs/demo/model runs/draft [--steps 1500]    # some 6 minutes
     python benchmarks/speculation.py runs/demo/model --draft ngram runs/draft
 
 One dense layer that starts with the target's embedding, head, last norm and first attention. It learns
@@ -62,7 +62,7 @@ def main() -> None:
     )
     parser.add_argument("target")
     parser.add_argument("out")
-    parser.add_argument("--seconds", type=float, default=240)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--rows", type=int, default=2048)
     parser.add_argument("--rate", type=float, default=3e-3)
     args = parser.parse_args()
@@ -89,23 +89,21 @@ def main() -> None:
         draft.parameters(), lr=args.rate, betas=(0.9, 0.95), weight_decay=0.01
     )
     generator = torch.Generator().manual_seed(0)
-    begin, step = time.time(), 0
-    while (done := (time.time() - begin) / args.seconds) < 1:
+    for step in range(args.steps):
         rows = learn[torch.randint(len(learn), (BATCH,), generator=generator)]
         for group in optimizer.param_groups:
-            group["lr"] = args.rate * min(1, (step + 1) / 20) * (1 - done)
+            group["lr"] = args.rate * min(1, (step + 1) / 20) * (1 - step / args.steps)
         logprobs = draft(ids[rows]).log_softmax(-1)
         loss = -(probs[rows] * logprobs.gather(-1, places[rows])).sum(-1).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        step += 1
     with torch.inference_mode():
         p, q = (m(ids[held])[:, PROMPT:].softmax(-1) for m in (target, draft))
     agree = (p.argmax(-1) == q.argmax(-1)).float().mean().item()
     overlap = torch.minimum(p, q).sum(-1).mean().item()
     herdling.save(LM(draft.eval(), lm.tokenizer), args.out)
-    print(json.dumps({"steps": step, "agree": round(agree, 3), "overlap": round(overlap, 3)}))
+    print(json.dumps({"steps": args.steps, "agree": round(agree, 3), "overlap": round(overlap, 3)}))
 
 
 if __name__ == "__main__":

@@ -5,13 +5,15 @@
 
 llama.cpp's binaries are built from the source package of llama-cpp-python (docs/export.md). In turn:
 
-- *tokens*: the same ids for text that is hard to split, and which kinds of text differ
+- *tokens*: the same ids for text that is hard to split; *rule*: the same for a vocabulary that merges
+  all it may of that text, so that nothing but the splitting rule decides
 - *template*: its rendering of the chat template, encoded, is `chat.render`'s ids
 - *greedy*: 20 prompts, the file's type f32, f32 cache, no flash attention: the same tokens, as far as
   llama.cpp computes the same (`limits.exact_tokens`); and 400 tokens with its constants in both
 - *types*: how many of those tokens f16, bf16, q8_0 and q4_0 keep before the first other one
 - *adapter*: a random LoRA on every matrix of the decoder, applied while it runs
-- *pictures*: with the projector file; our side given the tokens that llama.cpp puts around a picture
+- *pictures*: with the projector file; our side given the tokens that llama.cpp puts around a picture, and
+  how many replies would be others without seeing it
 
 Prints one JSON object; exit status 1 where text, greedy tokens, adapter or pictures differ by more than
 rounding: a token may differ only where our two likeliest are within `CLOSE` nats.
@@ -25,6 +27,7 @@ import json
 import subprocess
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -32,20 +35,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 import herdling
 from herdling import lora
-from herdling.checkpoint import Folder
+from herdling.checkpoint import Card, Folder, save_model
 from herdling.data import embedded
 from herdling.export.gguf import limits, text, vision, writing
 from herdling.export.gguf.adapter import adapter
 from herdling.infer.lm import LM
 from herdling.inputs import chat, images
+from herdling.inputs.tokenizer import Tokenizer
+from herdling.model.config import preset
+from herdling.model.init import initialize
 from herdling.model.llama import build
 from herdling.tasks import registry
 
 CLOSE, CLOSE_PICTURES = 1e-3, 0.05
-MARKER = "<__media__>"
+ASKED = ("count_shapes", "locate_shape", "shape_colour")
 HARD = {
     "plain": "def add(a, b):\n    return a + b  # the sum\n",
     "spaces": "   three\n\n\n  two\t\ttabs \r\n end   ",
@@ -77,8 +84,11 @@ class Server:
         request = urllib.request.Request(
             self.url + path, data, {"content-type": "application/json"}
         )
-        with urllib.request.urlopen(request, timeout=300) as reply:
-            return json.load(reply)
+        try:
+            with urllib.request.urlopen(request, timeout=300) as reply:
+                return json.load(reply)
+        except urllib.error.HTTPError as problem:
+            raise SystemExit(f"llama-server refused {path}: {problem.read().decode()}") from problem
 
     def greedy(self, prompt: Any, n: int) -> list[int]:
         """Ids that follow a prompt (ids, or text with pictures), whatever they are."""
@@ -102,7 +112,8 @@ def served(binaries: Path, file: Path, context: int, *more: str) -> Iterator[Ser
     port = 18080 + hash(file.name) % 1000
     command = [binaries / "llama-server", "-m", file, "-c", context, "--port", port, "-t", 1, "-np", 1,
                "-ctk", "f32", "-ctv", "f32", "-fa", "off", "--no-webui", "--no-warmup", "--swa-full",
-               *more]  # fmt: skip
+               # else the file's own context, which ends where llama.cpp's constants begin to matter
+               "--override-kv", f"llama4.context_length=int:{context}", *more]  # fmt: skip
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen([str(part) for part in command], stdout=log, stderr=log)
         try:
@@ -121,13 +132,23 @@ def served(binaries: Path, file: Path, context: int, *more: str) -> Iterator[Ser
             process.wait()
 
 
-def split(lm: LM, server: Server) -> dict[str, bool]:
+def split(tok: Tokenizer, server: Server) -> dict[str, bool]:
     """Which kinds of text get the same ids."""
     return {
         kind: server.ask("/tokenize", content=words, parse_special=False)["tokens"]
-        == lm.tokenizer.encode(words)
+        == tok.encode(words)
         for kind, words in HARD.items()
     }
+
+
+def rule(work: Path, binaries: Path) -> dict[str, bool]:
+    """`split` with a tokenizer that learnt these very texts until every piece was one token."""
+    tok = Tokenizer.train([*HARD.values(), *(" ".join(HARD.values()),) * 9] * 9, 2000, "compact")
+    config = preset("nano", vision=False, vocab_size=len(tok))
+    save_model(initialize(build(config)), config, work / "rule", tok, card=Card("rule"))
+    writing.write(work / "rule.gguf", *text.model(Folder.open(work / "rule"), "f32"))
+    with served(binaries, work / "rule.gguf", 512) as server:
+        return split(tok, server)
 
 
 def templated(lm: LM, server: Server) -> bool:
@@ -190,36 +211,42 @@ def agreed(ours: Sequence[int], theirs: Sequence[int]) -> int:
 
 def pictures(lm: LM, server: Server, n: int) -> dict[str, Any]:
     """Replies about pictures of one tile: llama.cpp puts image_start, patches, image_end."""
-    tok, whole, tokens, equal, gaps = lm.tokenizer, 0, 0, 0, []
+    tok, whole, tokens, equal, gaps, seen = lm.tokenizer, 0, 0, 0, [], 0
     assert lm.processor is not None
-    asked = [registry.create("count_shapes").item(i, "test") for i in range(5)]
+    with urllib.request.urlopen(server.url + "/props") as reply:
+        marker = json.load(reply)["media_marker"]
+    start, end = tok.special("<|image_start|>"), tok.special("<|image_end|>")
+    around = [start, *[tok.patch] * lm.processor.tokens_per_tile, end]
+    asked = [registry.create(name).item(i, "test") for name in ASKED for i in range(8)]
     for item in asked:
-        picture = next(p for p in item.messages[-1]["content"] if p["type"] == "image")["image"]
+        parts = item.messages[-1]["content"]
+        picture = next(part["image"] for part in parts if part["type"] == "image")
+        question = next(part["text"] for part in parts if part["type"] == "text")
         picture = picture.resize((lm.processor.size, lm.processor.size))
-        question = "What is this?"
-        tiles = images.tile(picture, lm.processor)
-        start, end = tok.special("<|image_start|>"), tok.special("<|image_end|>")
-        around = [start, *[tok.patch] * lm.processor.tokens_per_tile, end]
         ids = [tok.bos, *around, *tok.encode(question)]
-        request = lm.request(ids, max_tokens=n, temperature=0.0)
-        ours = lm.engine.run([replace(request, tiles=tiles.pixel_values)])[0].ids
+
+        def answer(picture: Image.Image, ids: list[int] = ids) -> list[int]:
+            pixels = images.tile(picture, lm.processor).pixel_values
+            request = lm.request(ids, max_tokens=n, temperature=0.0)
+            return lm.engine.run([replace(request, tiles=pixels)])[0].ids
+
+        ours, blind = answer(picture), answer(Image.new("RGB", picture.size))
+        seen += ours != blind
         data = io.BytesIO()
         picture.save(data, "PNG")
+        encoded = base64.b64encode(data.getvalue()).decode()
         theirs = server.greedy(
-            {
-                "prompt_string": MARKER + question,
-                "multimodal_data": [base64.b64encode(data.getvalue()).decode()],
-            },
-            n,
+            {"prompt_string": marker + question, "multimodal_data": [encoded]}, n
         )
         same = agreed(ours, theirs)
         equal, tokens, whole = equal + same, tokens + len(ours), whole + (same == len(ours))
         if same < len(ours):
             row = torch.tensor([[*ids, *ours[:same]]])
-            top = lm.model(row, tiles.pixel_values)[0, -1].topk(2).values
+            pixels = images.tile(picture, lm.processor).pixel_values
+            top = lm.model(row, pixels)[0, -1].topk(2).values
             gaps.append(round(float(top[0] - top[1]), 6))
     return {"pictures": len(asked), "equal_throughout": whole, "tokens": tokens,
-            "equal_tokens": equal, "gaps_where_they_part": gaps,
+            "equal_tokens": equal, "gaps_where_they_part": gaps, "other_than_of_a_black_picture": seen,
             "ok": all(gap < CLOSE_PICTURES for gap in gaps)}  # fmt: skip
 
 
@@ -245,11 +272,12 @@ def main() -> int:
             writing.write(files[kind], *text.model(folder, kind))
         out["megabytes"] = {k: round(f.stat().st_size / 1e6, 2) for k, f in files.items()}
         with served(options.llama_cpp, files["f32"], 1024) as server:
-            out["tokens"] = split(lm, server)
+            out["tokens"] = split(lm.tokenizer, server)
             out["template"] = templated(lm, server)
             out["greedy"] = compare(lm, server, asked, new)
             long = theirs_constants(lm)
             out["greedy_400_with_their_constants"] = compare(long, server, asked[:5], 400)
+        out["rule"] = rule(work, options.llama_cpp)
         for kind in ("f16", "bf16", "q8_0", "q4_0"):
             with served(options.llama_cpp, files[kind], 1024) as server:
                 result = compare(lm, server, asked, new)
@@ -260,7 +288,8 @@ def main() -> int:
             more = ("--mmproj", work / "mmproj.gguf")
             with served(options.llama_cpp, files["f32"], 1024, *more) as server:
                 out["pictures"] = pictures(lm, server, 32)
-    ok = all(same for kind, same in out["tokens"].items() if kind not in KNOWN)
+    ok = all(out["tokens"].values())
+    ok = ok and all(same for kind, same in out["rule"].items() if kind not in KNOWN)
     ok = ok and out["template"] and all(part["ok"] for part in out.values() if isinstance(part, dict) and "ok" in part)  # fmt: skip
     print(json.dumps(out, indent=2))
     return 0 if ok else 1

@@ -74,20 +74,22 @@ class Wrong(OneByOne):
     def propose(self, asked, sampler: Sampler | None = None):  # pyright: ignore[reportIncompatibleMethodOverride]
         if sampler is None:
             return super().propose(asked)
-        return Proposal([self.count] * self.count if asked else [])
+        return Proposal([self.count] * asked)
 
     def commit(self, tokens: Sequence[int]) -> None: ...
 
 
-def step_times(lm: LM, prompt: Sequence[int], rounds: int) -> list[float]:
-    """Median seconds of an engine's step that checks 0 to LONGEST guesses behind a prompt."""
+def step_times(lm: LM, prompt: Sequence[int], rounds: int) -> tuple[float, list[float]]:
+    """Median seconds of a step that reads the prompt, and of those that check 0 to LONGEST guesses."""
     times: list[list[float]] = [[] for _ in range(LONGEST + 1)]
-    engines = []
+    engines, first = [], []
     for count in range(LONGEST + 1):
         engine = Engine(lm.model, lm.tokenizer, reuse=False, drafter=Wrong(count), longest_guess=LONGEST)  # fmt: skip
-        engine._costs = Costs(0.0, tuple(1.0 for _ in range(count + 1)))
+        engine._costs = Costs(0.0, (1.0,) * count + (0.5,))  # so that it always asks for all
         engine.add(Request(list(prompt), max_tokens=rounds + 8))
+        began = clock()
         engine.step()
+        first.append(clock() - began)
         engine.step()
         engines.append(engine)
     for _ in range(rounds):
@@ -95,7 +97,7 @@ def step_times(lm: LM, prompt: Sequence[int], rounds: int) -> list[float]:
             began = clock()
             engine.step()
             times[count].append(clock() - began)
-    return [statistics.median(t) for t in times]
+    return statistics.median(first), [statistics.median(t) for t in times]
 
 
 def guess_time(drafter: Drafter, vocabulary: int, context: int) -> float:
@@ -112,10 +114,11 @@ def guess_time(drafter: Drafter, vocabulary: int, context: int) -> float:
     return statistics.median(took)
 
 
-def predicted(costs: Costs, acceptance: float, lengths: Counter[int]) -> float:
-    """Speed-up for checks of these lengths."""
+def predicted(costs: Costs, acceptance: float, lengths: Counter[int], prompts: float) -> float:
+    """Speed-up for checks of these lengths, where reading the prompts took so many steps' time."""
     tokens = sum(n * expected_tokens(acceptance, g) for g, n in lengths.items())
-    return tokens / sum(n * (g * costs.draft + costs.verify[g] / costs.verify[0]) for g, n in lengths.items())  # fmt: skip
+    steps = (n * (g * costs.draft + costs.verify[g] / costs.verify[0]) for g, n in lengths.items())
+    return (prompts + tokens) / (prompts + sum(steps))
 
 
 @torch.inference_mode()
@@ -192,11 +195,11 @@ def main() -> None:
     prompts = read_prompts(args, lm)
     drafters = {name: Counted(drafter_of(name, lm, args.sampled)) for name in args.draft}
     context, vocabulary = len(prompts[0]) + args.tokens // 2, lm.config.text.vocab_size
-    check = step_times(lm, prompts[0], 24)
+    first, check = step_times(lm, prompts[0], 24)
     guess = {name: guess_time(d.inner, vocabulary, context) for name, d in drafters.items()}
-    print(json.dumps({"step ms": [round(1e3 * t, 3) for t in check],
+    print(json.dumps({"prompt ms": round(1e3 * first, 3), "step ms": [round(1e3 * t, 3) for t in check],
                       "check in steps": [round(t / check[0], 2) for t in check]}))  # fmt: skip
-    measure(args, lm, drafters, prompts, check, guess)
+    measure(args, lm, drafters, prompts, first / check[0], check, guess)
     text = lm.config.text
     for tokens in (2, 4, 8):
         line = {
@@ -212,6 +215,7 @@ def measure(
     lm: LM,
     drafters: dict[str, Counted],
     prompts: Sequence[Sequence[int]],
+    first: float,
     check: Sequence[float],
     guess: dict[str, float],
 ) -> None:
@@ -226,12 +230,12 @@ def measure(
     new = 0
     for _ in range(args.rounds):
         spent = dict.fromkeys(engines, 0.0)
-        for first in range(0, len(prompts), args.batch):
+        for at in range(0, len(prompts), args.batch):
             replies = []
             for name, engine in engines.items():
                 requests = [
-                    Request(list(prompt), max_tokens=args.tokens, sampling=sampling, seed=first + i)
-                    for i, prompt in enumerate(prompts[first : first + args.batch])
+                    Request(list(prompt), max_tokens=args.tokens, sampling=sampling, seed=at + i)
+                    for i, prompt in enumerate(prompts[at : at + args.batch])
                 ]
                 began = clock()
                 replies.append([done.ids for done in engine.run(requests)])
@@ -250,12 +254,13 @@ def measure(
         lengths[0] += new - stats.accepted - lengths.total()  # steps in which nobody was asked
         acceptance = explaining(stats.accepted, lengths)
         timed = Costs(guess[name] / check[0], tuple(t / check[0] for t in check))
+        reading = first * args.rounds * len(prompts)
         ratios = [a / b for a, b in zip(seconds["plain"], seconds[name], strict=True)]
         line = {
             "draft": name,
             "speedup": statistics.median(ratios),
-            "predicted by time": predicted(timed, acceptance, lengths),
-            "predicted by bytes": predicted(costs, acceptance, lengths),
+            "predicted by time": predicted(timed, acceptance, lengths, reading),
+            "predicted by bytes": predicted(costs, acceptance, lengths, reading),
             "acceptance": acceptance,
             "tokens a check": new / lengths.total(),
             "guessed a check": stats.drafted / lengths.total(),
