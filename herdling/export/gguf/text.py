@@ -111,7 +111,7 @@ def tensor_names(name: str) -> tuple[str, ...]:
 
 
 def _entries(source: Folder, kind: str) -> Iterator[Entry]:
-    config = source.config.text
+    config, coded = source.config.text, source.plan is not None
     for name, shape in weights.shapes(source.config).items():
         if name.startswith(("vision_model.", "multi_modal_projector.")):
             continue
@@ -120,26 +120,26 @@ def _entries(source: Folder, kind: str) -> Iterator[Entry]:
             E, inner, out = shape
             size = (E, out // len(names), inner)
             for half, theirs in enumerate(names):
-                yield Entry(
-                    theirs, size, kind_for(size, kind), _experts(source, name, half, size[1])
-                )
+                read = _experts(source, name, half, size[1])
+                yield Entry(theirs, size, kind_for(size, kind), read, coded)
         elif len(shape) == 1 or name.endswith("router.weight"):
             yield Entry(names[0], shape, "f32", plain(source, name))
         else:
             whole = name.endswith(("embed_tokens.weight", "lm_head.weight"))
             wanted = "q8_0" if whole and kind == "q4_0" else kind
-            yield Entry(names[0], shape, kind_for(shape, wanted), plain(source, name))
+            yield Entry(names[0], shape, kind_for(shape, wanted), plain(source, name), coded)
     if config.rope_scaling is not None:
         yield Entry("rope_freqs.weight", (config.head_dim // 2,), "f32", lambda: _factors(config))
 
 
 def plain(source: Folder, name: str) -> Callable[[], Tensor]:
-    """Reads a parameter as it is stored."""
-    return lambda: source.read(name)
+    """Reads a parameter as it is stored; codes as the numbers they stand for, without rounding."""
+    return lambda: source.read(name, torch.float32 if source.plan else None)
 
 
 def _experts(source: Folder, name: str, half: int, out: int) -> Callable[[], Tensor]:
-    return lambda: source.read(name)[:, :, half * out : (half + 1) * out].transpose(1, 2)
+    read = plain(source, name)
+    return lambda: read()[:, :, half * out : (half + 1) * out].transpose(1, 2)
 
 
 def _factors(config: TextConfig) -> Tensor:

@@ -34,6 +34,8 @@ class Entry:
     kind: str
     """One of `TYPES`."""
     read: Callable[[], Tensor]
+    coded: bool = False
+    """Whether the numbers may lie on a grid of 16 levels already, which q4_0 then keeps exactly."""
 
 
 def file_type(kind: str) -> int:
@@ -79,7 +81,7 @@ def write(path: Path | str, fields: Fields, entries: Sequence[Entry]) -> dict[st
     return total
 
 
-def encode(tensor: Tensor, kind: str) -> np.ndarray:
+def encode(tensor: Tensor, kind: str, coded: bool = False) -> np.ndarray:
     """The bytes of a tensor in a type, uint8 with the bytes of a row along the last axis."""
     gguf = require("gguf", "gguf")
     if kind in _FLOATS:
@@ -87,8 +89,31 @@ def encode(tensor: Tensor, kind: str) -> np.ndarray:
         return tensor.reshape(*tensor.shape[:-1], -1).view(torch.uint8).numpy()
     quantized = gguf.GGMLQuantizationType[kind.upper()]
     if tensor.dim() == 3:  # expert by expert, so that float32 copies stay small
-        return np.stack([encode(one, kind) for one in tensor])
-    return gguf.quants.quantize(tensor.float().contiguous().numpy(), quantized)
+        return np.stack([encode(one, kind, coded) for one in tensor])
+    numbers = tensor.float().contiguous().numpy()
+    data = gguf.quants.quantize(numbers, quantized)
+    if coded and kind == "q4_0":
+        _keep_grid(numbers.reshape(-1, BLOCK), data.reshape(-1, 2 + BLOCK // 2))
+    return data
+
+
+def _keep_grid(x: np.ndarray, blocks: np.ndarray) -> None:
+    """Write the blocks (n, 18) anew whose numbers (n, 32) are integers of -8..7 times one float16.
+
+    The format's own rule makes the largest magnitude a -8, and so moves a grid that ends elsewhere.
+    """
+    top = np.abs(x).max(1)
+    left = np.flatnonzero(top > 0)
+    for most in range(8, 0, -1):
+        scale = (top[left] / most).astype(np.float16)
+        wide = scale.astype(np.float32)[:, None]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            codes = np.rint(x[left] / wide)
+        fits = ((codes * wide == x[left]) & (codes >= -8) & (codes < 8)).all(1)
+        own, found = left[fits], (codes[fits] + 8).astype(np.uint8)
+        blocks[own, :2] = scale[fits, None].view(np.uint8)
+        blocks[own, 2:] = found[:, : BLOCK // 2] | found[:, BLOCK // 2 :] << 4
+        left = left[~fits]
 
 
 _FLOATS = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
@@ -106,7 +131,7 @@ def _encoded(entry: Entry) -> np.ndarray:
             f"{entry.name} holds {float(tensor.abs().max()):.3g}, beyond {entry.kind}; "
             "remedy: --type bf16 or f32"
         )
-    return encode(tensor, entry.kind)
+    return encode(tensor, entry.kind, entry.coded)
 
 
 def _row_bytes(gguf: Any, entry: Entry) -> int:

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from herdling.checkpoint import Card
+from herdling.checkpoint import Card, Folder, save_model
 from herdling.errors import CheckpointError, ConfigError
 from herdling.export.gguf import text, writing
 from herdling.model.config import RopeScaling
+from herdling.quant.schemes import scheme
+from herdling.quant.swap import swap
 
 DENSE_TOO = dict(interleave_moe_layer_step=2)
 
@@ -78,6 +80,28 @@ def test_blocks_are_the_librarys_own(make, read, tmp_path, kind):
     bits = {"f16": 16, "bf16": 16, "q8_0": 8.5, "q4_0": 4.5}[kind]
     weight = folder.read("model.layers.0.self_attn.q_proj.weight")
     assert file.bytes["blk.0.attn_q.weight"].nbytes == weight.numel() * bits / 8
+
+
+def test_four_bits_that_are_there_already_are_kept(make, read, tok, tmp_path):
+    """A folder of int4 codes, as quantization-aware training ends with: the file's grid is its grid."""
+    model, _ = make()
+    swap(model, scheme("int4"))
+    save_model(model, model.config, tmp_path / "coded", tok, card=Card("q"))
+    folder = Folder.open(tmp_path / "coded")
+    writing.write(tmp_path / "a.gguf", *text.model(folder, "q4_0"))
+    file, seen = read(tmp_path / "a.gguf"), 0
+    for name, group in folder.plan.groups.items():
+        wanted, names = folder.read(name, torch.float32), text.tensor_names(name)
+        if group.form.bits == 4 and file.kinds[names[0]] == "q4_0":
+            stored = torch.cat([file.tensors[n] for n in names], -2)
+            assert torch.equal(stored.mT if wanted.dim() == 3 else stored, wanted), name
+            seen += 1
+    assert seen == 4 * (4 + 3 + 2)
+    # Without knowing of the codes the library's rule would move them.
+    moved = gguf.quants.dequantize(
+        writing.encode(wanted.mT, "q4_0"), gguf.GGMLQuantizationType.Q4_0
+    )
+    assert not np.array_equal(moved, wanted.mT.numpy())
 
 
 def test_rows_that_are_no_whole_blocks_stay_in_f16(make, read, tmp_path):
