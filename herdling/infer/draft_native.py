@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 
 from herdling.infer.drafts import Asked, Proposal
 from herdling.infer.native import Native
@@ -43,8 +44,13 @@ class NativeDrafts:
 
     @property
     def fits(self) -> bool:
-        """Whether every layer can be computed natively, as it is now."""
-        return self._native.fits and len(self._native.fused()) == len(self._model.model.layers)
+        """Whether every layer can be computed natively, as it is now, and the head is plain."""
+        plain = type(self._model.lm_head) is nn.Linear
+        return (
+            plain
+            and self._native.fits
+            and len(self._native.fused()) == len(self._model.model.layers)
+        )
 
     def begin(self, ids: Sequence[int]) -> "NativeGuess":
         return NativeGuess(self, ids)
