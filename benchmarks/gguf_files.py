@@ -12,8 +12,8 @@ llama.cpp's binaries are built from the source package of llama-cpp-python (docs
   llama.cpp computes the same (`limits.exact_tokens`); and 400 tokens with its constants in both
 - *types*: how many of those tokens f16, bf16, q8_0 and q4_0 keep before the first other one
 - *adapter*: a random LoRA on every matrix of the decoder, applied while it runs
-- *pictures*: with the projector file; our side given the tokens that llama.cpp puts around a picture, and
-  how many replies would be others without seeing it
+- *pictures*: with the projector file; our side given what llama.cpp makes of a picture (tokens around it,
+  patches column by column), and how many replies would be others without seeing it
 
 Prints one JSON object; exit status 1 where text, greedy tokens, adapter or pictures differ by more than
 rounding: a token may differ only where our two likeliest are within `CLOSE` nats.
@@ -210,7 +210,7 @@ def agreed(ours: Sequence[int], theirs: Sequence[int]) -> int:
 
 
 def pictures(lm: LM, server: Server, n: int) -> dict[str, Any]:
-    """Replies about pictures of one tile: llama.cpp puts image_start, patches, image_end."""
+    """Replies about pictures of one tile, which llama.cpp reads column by column."""
     tok, whole, tokens, equal, gaps, seen = lm.tokenizer, 0, 0, 0, [], 0
     assert lm.processor is not None
     with urllib.request.urlopen(server.url + "/props") as reply:
@@ -218,6 +218,9 @@ def pictures(lm: LM, server: Server, n: int) -> dict[str, Any]:
     start, end = tok.special("<|image_start|>"), tok.special("<|image_end|>")
     around = [start, *[tok.patch] * lm.processor.tokens_per_tile, end]
     asked = [registry.create(name).item(i, "test") for name in ASKED for i in range(8)]
+    rows, side = lm.model.encode, round(lm.processor.tokens_per_tile**0.5)
+    columns = lambda pixels: rows(pixels).unflatten(1, (side, side)).transpose(1, 2).flatten(1, 2)  # noqa: E731
+    lm.model.encode = columns  # for this comparison, which is the last
     for item in asked:
         parts = item.messages[-1]["content"]
         picture = next(part["image"] for part in parts if part["type"] == "image")
