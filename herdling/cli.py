@@ -28,6 +28,7 @@ VERBS = {
     "serve": "Serve a model over HTTP: OpenAI's API and others, and a page to chat in.",
     "evaluate": "Measure a model on tasks.",
     "guard": "Train a small safety classifier, judge texts, prune a model to a dense one.",
+    "quantize": "Write a model with fewer bits a weight, and compare it after re-loading.",
     "export": "Write a model in another format, and compare it after re-loading.",
     "import-meta": "Turn Meta's consolidated checkpoint files into a model folder.",
     "env": "Print versions and hardware for a bug report.",

@@ -120,7 +120,8 @@ class Folder:
         """Copy what is stored of `parameters` into them (name -> tensor, any type, any device)."""
         for file, entries in self.shards.items():
             wanted = [entry for entry in entries if entry.slot.parameter in parameters]
-            self._copy(file, wanted, parameters)
+            if wanted:
+                self._copy(file, wanted, parameters)
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         """One whole parameter, put together from its parts if the folder keeps it in parts.
@@ -129,7 +130,7 @@ class Folder:
         """
         shape, dtype = weights.shapes(self.config)[name], dtype or self.dtype
         if self.plan is not None and name in self.plan.groups:
-            matrix = self.plan.matrix(name, shape, self.plan.groups[name].form, dtype, "cpu")
+            matrix = self.plan.matrix(shape, self.plan.groups[name].form, dtype, "cpu")
             self.fill_matrices({name: matrix})
             return matrix.dense().mT.contiguous() if matrix.experts else matrix.dense()
         tensor = torch.empty(shape, dtype=dtype)

@@ -123,26 +123,32 @@ class Plan:
             for name, group in self.groups.items()
         }
 
-    def place(self, model: LanguageModel, dtype: torch.dtype, device: torch.device | str) -> None:
-        """Put empty matrices where the folder's are to go."""
+    def place(
+        self,
+        model: nn.Module,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        prefix: str = "",
+    ) -> None:
+        """Put empty matrices where the folder's are to go; `prefix` leads to a part of the model."""
+
+        def empty(site: Site, weight: Tensor, form: Format) -> Matrix:
+            own = self.groups[prefix + site.parameter].form
+            return self.matrix(tuple(weight.shape), own, dtype, device)
+
         for parameter, group in self.groups.items():
             site = self._sites[parameter]
-            if site.fused == "down_proj":  # comes with the other one
+            # The two of experts come together.
+            if site.fused == "down_proj" or not parameter.startswith(prefix):
                 continue
+            names = (site.fused, "down_proj") if site.fused else (None,)
+            module = site.module.removeprefix(prefix)
+            own = [Site(f"{module}.{n}" if n else module, site.kind, module, n) for n in names]
             scheme = Scheme(group.form.name, group.form, group.activations)
-            pair = [site]
-            if site.fused:
-                pair.append(self._sites[f"{site.module}.down_proj"])
-
-            def empty(site: Site, weight: Tensor, form: Format) -> Matrix:
-                own = self.groups[site.parameter].form
-                return self.matrix(site.parameter, tuple(weight.shape), own, dtype, device)
-
-            place(model, scheme, pair, empty, check=False)
+            place(model, scheme, own, empty, check=False)
 
     @staticmethod
     def matrix(
-        name: str,
         shape: tuple[int, ...],
         form: Format,
         dtype: torch.dtype,

@@ -130,7 +130,7 @@ class Floats:
         for special, where in ((self.nan, values.isnan), (self.inf, values.isinf)):
             if special is not None:
                 codes = torch.where(where(), special, codes)
-        return (codes | (values.signbit() << (self.bits - 1))).to(torch.uint8)
+        return (codes | (values.signbit().int() << (self.bits - 1))).to(torch.uint8)
 
     def decode(self, codes: Tensor) -> Tensor:
         return _floats(self).to(codes.device)[codes.int()]
