@@ -86,6 +86,8 @@ def main(config: Config) -> int:
         sampler = copy.deepcopy(run.model).to(torch.bfloat16).requires_grad_(False)
     lm = LM(sampler, run.tok, run.processor)
     lm.engine = Engine(sampler, run.tok, page=PAGE)
+    # A copy follows the trainer from one batch of rollouts to the next; what is measured is the trainer.
+    own = lm if sampler is run.model else LM(run.model, run.tok, run.processor)
     online = Online(
         lm,
         tasks,
@@ -98,10 +100,10 @@ def main(config: Config) -> int:
         trainer=run.model,
         reference=reference,
     )
-    before = _before(config, lm, tasks)
+    before = _before(config, own, tasks)
     hooks = [
         Every(1, lambda state: _log(state, online)),
-        Every(config.evaluate_every, lambda state: _measure(state, config, lm, tasks)),
+        Every(config.evaluate_every, lambda state: _measure(state, config, own, tasks)),
     ]
     run.fit(online, loss, hooks=hooks, weight=loss.weight)
     write_report(config.out, [task.name for task, _ in tasks], before)
