@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--sft-steps", type=int, default=500)
     parser.add_argument("--steps", type=int, default=150, help="of the filtered runs")
     parser.add_argument("--prompts", type=int, default=8)
-    parser.add_argument("--rate", type=float, default=4e-4)
+    parser.add_argument("--rate", type=float, default=5e-5)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--items", type=int, default=300, help="test items of each task")
     args = parser.parse_args()
@@ -78,8 +78,6 @@ def run(mode: str, seed: int, model: Path, args: argparse.Namespace) -> tuple[di
     timing = read(out / TIMING)
     records = read(out / METRICS)
     playing = sum(r.get("rollout_seconds", 0.0) for r in timing)
-    training = sum(r["tokens"] for r in records[-4:] if "tokens" in r)
-    del training
     figures = {
         "steps": steps,
         "rollouts": last(out, "rollouts"),
