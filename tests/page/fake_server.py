@@ -293,6 +293,8 @@ def _chunks(body: dict[str, Any], said: str) -> Any:
     if "weather" in said and body.get("tools"):
         yield from (chunk({"tool_calls": [c]}) for c in _call_pieces())
         reply, finish = "", "tool_calls"
+    if "forbidden" in said:
+        finish = "content_filter"
     if "pictures" in said:
         parts = [
             p for m in body["messages"] if isinstance(m["content"], list) for p in m["content"]

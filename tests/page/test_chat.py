@@ -83,6 +83,12 @@ def test_stop_keeps_what_has_arrived_and_cancels_on_the_server(page, server, say
     assert "Layer 1:" in (reply.locator("canvas").get_attribute("aria-label") or "")
 
 
+def test_a_reply_that_safeguards_ended_says_so(page, say):
+    reply = say(page, "something forbidden")
+    assert "safeguards ended the reply" in reply.locator(".note").inner_text()
+    assert "You said: something" in reply.locator(".body").inner_text()
+
+
 def test_regenerate_asks_again_for_the_same_message(page, server, say, until):
     say(page, "hello")
     page.get_by_role("button", name="Regenerate").click()

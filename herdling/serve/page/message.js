@@ -95,6 +95,7 @@ export class MessageView {
     }
     if (state !== "done" || role !== "assistant") return [];
     if (finish === "length") return [h("p", { class: "hint" }, "The reply ends at the longest length allowed; raise “Longest reply” in the settings for more.")];
+    if (finish === "content_filter") return [h("p", { class: "hint" }, "The server’s safeguards ended the reply here.")];
     return text || calls?.length ? [] : [h("p", { class: "hint" }, "The model ended its reply at once, without a word.")];
   }
 
