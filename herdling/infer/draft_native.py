@@ -43,6 +43,7 @@ class NativeDrafts:
         self._at: Places | None = None
 
     @property
+    @torch.no_grad()  # weights that are still to be trained fit no kernel otherwise
     def fits(self) -> bool:
         """Whether every layer can be computed natively, as it is now, and the head is plain."""
         plain = type(self._model.lm_head) is nn.Linear

@@ -19,6 +19,7 @@ from herdling.infer.rewind import RewindCache
 from herdling.infer.sampler import Sampler, Sampling
 from herdling.infer.speculative import accept
 from herdling.inputs.tokenizer import Tokenizer
+from herdling.kernels import cpu
 from herdling.model.config import preset
 from herdling.model.init import initialize
 from herdling.model.llama import MoE, TextLM, build, decoder_of
@@ -44,6 +45,12 @@ def decode(
         cache.rewind(len(ids) - 1)
         calls += 1
     return ids[len(prompt) :], calls, crossed
+
+
+@pytest.fixture
+def native_kernels() -> None:
+    if not cpu.available():
+        pytest.skip("no C++ compiler")
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +209,13 @@ def test_without_routed_experts_is_the_model_with_gates_closed_over_the_same_wei
         model.model.layers[0].feed_forward.shared_expert.up_proj.weight.div_(1.5)
         torch.testing.assert_close(model(ids), before)
     assert not torch.allclose(changed, closed(ids))
+
+
+def test_drafts_with_weights_to_be_trained_are_native_too(target, native_kernels):
+    draft = near(target, 0.02)
+    assert next(draft.model.parameters()).requires_grad
+    drafter = ModelDraft(draft.model, draft.tokenizer, target.model, target.tokenizer)
+    assert isinstance(drafter.begin([1, 2]), draft_native.NativeGuess)
 
 
 def test_other_tokens_are_refused(target, tok):
