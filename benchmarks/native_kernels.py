@@ -1,12 +1,15 @@
 """Native CPU kernels against torch's, each pair timed in turn over weights that no cache holds.
 
-    python benchmarks/native_kernels.py [--tests linear experts int8 int4-g32] [--rows 1 4 16]
+    python benchmarks/native_kernels.py [--tests linear experts int8 w4a8-g32] [--rows 1 4 16]
+    python benchmarks/native_kernels.py --tests gemm-w8a8 gemm-w4a8-g32 --rows 64 512 --dtype bfloat16
 
 Shapes are those of the `small` (width 512) and `medium` (2048) models of docs/performance.md. Every
-call takes the next of many weight copies, `--mib` in all, so weights come from memory. A round times
-all contenders once and reads memory once; printed are medians over rounds: microseconds a call,
-gigabytes of weights a second, the share of read bandwidth, and how many times faster than torch (for
-packed experts: than native experts in the activations' type, whose bytes are not those shown).
+call takes the next of many weight copies, `--mib` in all and on large pages for both, so weights come from
+memory. A round times all contenders once, each after a pause in which the other's threads fall asleep, and
+reads memory once; printed are medians over rounds: microseconds a call, gigabytes of weights a second,
+the share of read bandwidth, and how many times faster than torch (for packed experts: than native experts
+in the activations' type; for ternary: than W4A8; for gemm: than F.linear in bfloat16; their bytes are not
+those shown).
 """
 
 import argparse
@@ -25,6 +28,7 @@ import torch.nn.functional as F
 from herdling.kernels import cpu
 from herdling.kernels.cpu import packed
 from herdling.kernels.cpu.library import loaded
+from herdling.kernels.cpu.pages import collapse
 from herdling.kernels.grouped_matmul import routed_experts
 
 LINEAR = [
@@ -35,6 +39,7 @@ LINEAR = [
     (3072, 2048),
     (32768, 2048),
 ]  # (N, K)
+WIDE = LINEAR[3:]
 FFN = [(512, 512), (2048, 1536)]  # (D, F)
 EXPERTS = 16
 
@@ -48,6 +53,7 @@ def short(dtype: torch.dtype) -> str:
 
 
 def seconds(call: Callable[[int], object], copies: int) -> float:
+    time.sleep(0.03)  # torch's threads spin for milliseconds after their last operation
     start = time.perf_counter()
     for i in range(copies):
         call(i)
@@ -92,6 +98,7 @@ def linear(dtype: torch.dtype, M: int, budget: int, N: int, K: int) -> Case:
     nbytes = N * K * dtype.itemsize
     copies = max(4, budget // nbytes)
     weights, x = torch.randn(copies, N, K, dtype=dtype), torch.randn(M, K, dtype=dtype)
+    collapse([weights])
     contenders: Contenders = {
         "torch": lambda i: F.linear(x, weights[i]),
         "native": lambda i: cpu.linear(x, weights[i]),
@@ -104,6 +111,7 @@ def experts(dtype: torch.dtype, M: int, budget: int, D: int, inner: int) -> Case
     E = max(EXPERTS, budget // one)  # as many as fill the budget
     gate_up = torch.randn(E, D, 2 * inner, dtype=dtype) * 0.05
     down = torch.randn(E, inner, D, dtype=dtype) * 0.05
+    collapse([gate_up, down])
     x, gates = torch.randn(M, D, dtype=dtype), torch.rand(M, 1, dtype=dtype)
     # Rows meet as many experts as independent uniform choices of 16 do on average.
     met = max(1, round(EXPERTS * (1 - (1 - 1 / EXPERTS) ** M)))
@@ -121,6 +129,7 @@ def swiglu(dtype: torch.dtype, M: int, budget: int, D: int, inner: int) -> Case:
     copies = max(4, budget // nbytes)
     gate, up = (torch.randn(copies, inner, D, dtype=dtype) * 0.05 for _ in range(2))
     down, x = torch.randn(copies, D, inner, dtype=dtype) * 0.05, torch.randn(M, D, dtype=dtype)
+    collapse([gate, up, down])
     contenders: Contenders = {
         "torch": lambda i: F.linear(F.silu(F.linear(x, gate[i])) * F.linear(x, up[i]), down[i]),
         "native": lambda i: cpu.swiglu(x, gate[i], up[i], down[i]),
@@ -128,37 +137,98 @@ def swiglu(dtype: torch.dtype, M: int, budget: int, D: int, inner: int) -> Case:
     return f"swiglu {short(dtype)} {D}x{inner} M={M}", contenders, copies, nbytes
 
 
+def copied(weight: packed.Packed, copies: int) -> list[packed.Packed]:
+    """The same matrix so many times, one after the other in memory."""
+    codes, scales = (t.expand(copies, *t.shape).contiguous() for t in (weight.codes, weight.scales))
+    collapse([codes, scales])
+    return [replace(weight, codes=c, scales=s) for c, s in zip(codes, scales, strict=True)]
+
+
 def int8(dtype: torch.dtype, M: int, budget: int, N: int, K: int) -> Case:
     """W8A8 here, weight-only in torch: the only fast int8 product torch has for these shapes."""
     copies = max(4, budget // (N * K))
-    codes = torch.randint(-127, 128, (copies, N, K), dtype=torch.int8)
+    codes = torch.randint(-127, 128, (N, K), dtype=torch.int8)
     scales, x = torch.rand(N), torch.randn(M, K, dtype=dtype)
-    weights = [packed.pack(c, scales) for c in codes]
-    theirs = scales.to(dtype)
+    weights = copied(packed.pack(codes, scales), copies)
+    theirs, plain = scales.to(dtype), codes.expand(copies, N, K).contiguous()
+    collapse([plain])
     contenders: Contenders = {
-        "torch": lambda i: torch._weight_int8pack_mm(x, codes[i], theirs),
+        "torch": lambda i: torch._weight_int8pack_mm(x, plain[i], theirs),
         "native": lambda i: packed.linear(x, weights[i]),
     }
     return f"int8 {short(dtype)} {N}x{K} M={M}", contenders, copies, weights[0].nbytes
 
 
-def int4(group: int, dtype: torch.dtype, M: int, budget: int, N: int, K: int) -> Case:
-    """W4A8 here, weight-only in torch; group scales are float16 here, bfloat16 pairs in torch."""
-    copies = max(4, budget // (N * K // 2))
+def four_bits(form: str, dtype: torch.dtype, M: int, budget: int, N: int, K: int) -> Case:
+    """Against torch's weight-only int4 in groups of as many, whose scales are pairs of `dtype`."""
+    copies, x = max(4, budget // (N * K // 2)), torch.randn(M, K, dtype=dtype)
+    group = 128 if form.endswith("g128") else 32
     codes = torch.randint(-8, 8, (N, K), dtype=torch.int8)
-    scales, x = torch.rand(N, K // group).half(), torch.randn(M, K, dtype=dtype)
-    first = packed.pack(codes, scales, group)
-    weights = [
-        replace(first, codes=first.codes.clone(), scales=first.scales.clone())
-        for _ in range(copies)
-    ]
-    theirs = [torch._convert_weight_to_int4pack_for_cpu(codes.int() + 8, 1) for _ in range(copies)]
+    scales = torch.rand(N, K // group).half()
+    weights = copied(four_bit(form, codes, scales, group), copies)
+    one = torch._convert_weight_to_int4pack_for_cpu(codes.int() + 8, 1)
+    theirs = one.expand(copies, *one.shape).contiguous()
+    collapse([theirs])
     pairs = torch.stack([scales.t(), torch.zeros_like(scales.t())], -1).to(dtype).contiguous()
     contenders: Contenders = {
         "torch": lambda i: torch.ops.aten._weight_int4pack_mm_for_cpu(x, theirs[i], group, pairs),
         "native": lambda i: packed.linear(x, weights[i]),
     }
-    return f"w4a8 g{group} {short(dtype)} {N}x{K} M={M}", contenders, copies, first.nbytes
+    return f"{form} {short(dtype)} {N}x{K} M={M}", contenders, copies, weights[0].nbytes
+
+
+def four_bit(form: str, codes: torch.Tensor, scales: torch.Tensor, group: int) -> packed.Packed:
+    floats = form.startswith("weight-only")
+    if "mxfp4" in form:
+        exponents = torch.randint(110, 128, scales.shape, dtype=torch.uint8)
+        return packed.pack_mxfp4((codes + 8).to(torch.uint8), exponents, floats)
+    return packed.pack(codes, scales, group, floats)
+
+
+def ternary(dtype: torch.dtype, M: int, budget: int, N: int, K: int) -> Case:
+    """Against W4A8 in groups of 32, both native."""
+    copies, x = max(4, budget // (N * K // 2)), torch.randn(M, K, dtype=dtype)
+    codes, scales = torch.randint(-1, 2, (N, K), dtype=torch.int8), torch.rand(N)
+    mine = copied(packed.pack_ternary(codes, scales), 2 * copies)
+    other = copied(packed.pack(codes, torch.rand(N, K // 32).half(), 32), copies)
+    contenders: Contenders = {
+        "torch": lambda i: packed.linear(x, other[i % copies]),
+        "native": lambda i: packed.linear(x, mine[i]),
+    }
+    return f"ternary {short(dtype)} {N}x{K} M={M}", contenders, 2 * copies, mine[0].nbytes
+
+
+def gemm(form: str, dtype: torch.dtype, M: int, budget: int, N: int, K: int) -> Case:
+    """Many rows: integer tiles against F.linear in bfloat16."""
+    copies, x = max(4, budget // (N * K * 2)), torch.randn(M, K, dtype=dtype)
+    plain = torch.randn(copies, N, K, dtype=dtype)
+    collapse([plain])
+    if form == "w8a8":
+        codes = torch.randint(-127, 128, (N, K), dtype=torch.int8)
+        weights = copied(packed.pack(codes, torch.rand(N)), copies)
+    else:
+        group = 128 if form.endswith("g128") else 32
+        codes = torch.randint(-8, 8, (N, K), dtype=torch.int8)
+        weights = copied(packed.pack(codes, torch.rand(N, K // group).half(), group), copies)
+    contenders: Contenders = {
+        "torch": lambda i: F.linear(x, plain[i]),
+        "native": lambda i: packed.linear(x, weights[i]),
+    }
+    return f"gemm {form} {short(dtype)} {N}x{K} M={M}", contenders, copies, weights[0].nbytes
+
+
+def router(dtype: torch.dtype, M: int, budget: int, E: int, k: int) -> Case:
+    """Choice of k of E experts and their gates, a token: the C code itself, as a layer runs it."""
+    N, library = 1000, loaded()
+    assert library is not None
+    logits = torch.randn(N, E)
+    chosen, gates = torch.empty(N, k, dtype=torch.int64), torch.empty(N, k)
+    where = logits.data_ptr(), chosen.data_ptr(), gates.data_ptr()
+    contenders: Contenders = {
+        "torch": lambda i: torch.sigmoid(logits[i : i + 1].topk(k).values),
+        "native": lambda i, kept=(chosen, gates): library.herdling_route(*where, 1, E, k),
+    }
+    return f"router top-{k} of {E}, one call a token", contenders, N, E * 4
 
 
 def packed_experts(group: int, dtype: torch.dtype, M: int, budget: int, D: int, inner: int) -> Case:
@@ -176,7 +246,8 @@ def packed_experts(group: int, dtype: torch.dtype, M: int, budget: int, D: int, 
             else torch.rand(outputs) / 1000
         )
         one = packed.pack(codes, scales, group)
-        copies = (one.codes.repeat(E, 1, 1, 1, 1), one.scales.repeat(E, 1, 1))
+        copies = (one.codes.repeat(E, 1, 1, 1), one.scales.repeat(E, 1, 1))
+        collapse(copies)
         return replace(one, codes=copies[0], scales=copies[1], experts=E)
 
     gate_up, down = random(2 * inner, D), random(D, inner)
@@ -195,10 +266,21 @@ TESTS = {
     "experts": (experts, FFN),
     "swiglu": (swiglu, FFN),
     "int8": (int8, LINEAR),
-    "int4-g32": (partial(int4, 32), LINEAR),
-    "int4-g128": (partial(int4, 128), LINEAR),
+    **{
+        form: (partial(four_bits, form), LINEAR)
+        for form in (
+            "w4a8-g32",
+            "w4a8-g128",
+            "mxfp4-a8",
+            "weight-only-int4-g32",
+            "weight-only-mxfp4",
+        )
+    },
+    "ternary": (ternary, LINEAR),
+    **{f"gemm-{f}": (partial(gemm, f), WIDE) for f in ("w8a8", "w4a8-g32", "w4a8-g128")},
     "int8-experts": (partial(packed_experts, 0), FFN),
-    "int4-experts": (partial(packed_experts, 32), FFN),
+    "w4a8-experts": (partial(packed_experts, 32), FFN),
+    "router": (router, [(16, 1), (128, 1), (64, 4)]),
 }
 
 
@@ -211,6 +293,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", type=int, default=[1, 4, 16])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--widths", nargs="+", type=int, default=[512, 1536, 2048], help="inputs")
     parser.add_argument(
         "--mib", type=int, default=512, help="weights a test cycles through; more than the cache"
     )
@@ -219,12 +302,14 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     print(f"native kernels: {cpu.features()}, torch {torch.__version__}, {args.threads} threads")
     buffer = torch.ones(2**27)
+    collapse([buffer])
     cases = (
         cast(Callable[..., Case], make)(getattr(torch, dtype), M, args.mib << 20, *shape)
         for make, shapes in (TESTS[test] for test in args.tests)
         for dtype in args.dtype
         for M in args.rows
         for shape in shapes
+        if shape[-1] in args.widths or make is router
     )
     with torch.inference_mode():
         rows = [told(compare(*case, buffer, args.rounds)) for case in cases]

@@ -149,19 +149,37 @@ __attribute__((noinline)) void few(const Rows& rows, const Weight& w, int64_t pa
   for (int m = 0; m < RM; m++) put(out[m], times(total[m], rows.scales[m]));
 }
 
+#ifdef HERDLING_TILES
+struct Scaled {  // what tiles add up, 16 rows at a time, times scales
+  const Weight& w;
+  int64_t scales;
+  const Rows& rows;
+  float (*out)[16];
+  Floats total[16], scale;
+
+  void start() {
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++) total[i] = floats(0.f);
+  }
+  void operator()(int64_t g, int i, Ints v) {
+    if (i == 0) scale = scales_at(w, scales + g);
+    total[i] = fma(v, scale, total[i]);
+  }
+  void finish(int64_t first, int64_t count) {
+    alignas(64) float all[16][16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++) put(all[i], total[i]);
+    for (int64_t i = 0; i < count; i++) put(out[first + i], times(floats(all[i]), rows.scales[first + i]));
+  }
+};
+#endif
+
 template <int kind>
 void kind_product(const Rows& rows, int64_t M, const Weight& w, int64_t panel, float (*out)[16]) {
 #ifdef HERDLING_TILES
   if (M > 4 && !w.floats && tiles_allowed()) {
-    const int64_t scales = panel * w.groups();
-    Floats scale;
-    for (int64_t m = 0; m < M; m++) put(out[m], floats(0.f));
-    panel_tiles<Block<kind>::steps>(rows, M, w.group ? w.group : rows.depth, w.panel(panel), Decode<kind>{},
-                                    [&](int64_t g, int64_t m, Ints v) {
-                                      if (m == 0) scale = scales_at(w, scales + g);
-                                      put(out[m], fma(v, scale, floats(out[m])));
-                                    });
-    for (int64_t m = 0; m < M; m++) put(out[m], times(floats(out[m]), rows.scales[m]));
+    Scaled scaled{w, panel * w.groups(), rows, out};
+    panel_tiles<Block<kind>::steps>(rows, M, w.group ? w.group : rows.depth, w.panel(panel), Decode<kind>{}, scaled);
     return;
   }
 #endif
@@ -255,7 +273,16 @@ extern "C" __attribute__((visibility("default"))) void herdling_packed_integers(
 #ifdef HERDLING_TILES
         if (many && tiles_allowed()) {
           taken = std::min(left, kMostRows);
-          panel_tiles<Block<kind>::steps>(rows, taken, w.group ? w.group : rows.depth, p, Decode<kind>{}, each);
+          struct Raw {
+            decltype(each)& put;
+            int64_t first, M;
+            void start() {}
+            __attribute__((noinline)) void operator()(int64_t g, int i, Ints v) {
+              if (first + i < M) put(g, first + i, v);
+            }
+            void finish(int64_t, int64_t) { first += 16; }
+          } raw{each, 0, taken};
+          panel_tiles<Block<kind>::steps>(rows, taken, w.group ? w.group : rows.depth, p, Decode<kind>{}, raw);
           continue;
         }
 #endif
