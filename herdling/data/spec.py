@@ -92,9 +92,10 @@ def open_sources(
     found: Weighted = []
     for name, weight in parse(spec):
         try:
-            maker = _MAKERS[name] if name in _MAKERS else makers[name]
+            maker = makers[name]
         except KeyError:
-            maker = partial(_files, name, known=sorted({**_MAKERS, **makers}))
+            others = partial(_files, name, known=sorted({**_MAKERS, **makers}))
+            maker = _MAKERS.get(name, others)
         made = maker(opening)
         total = sum(share for _, share in made)
         found += [(source, weight * share / total) for source, share in made]

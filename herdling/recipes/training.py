@@ -233,7 +233,8 @@ class Run:
         config, out = self.config, self.config.out
         notes = [f"{self.state.step} steps, {self.state.tokens} tokens"]
         notes += [note] if note else []
-        for name, how in (("lora", "LoRA {}"), ("quantize", "over {}"), ("qat", "rounded to {}")):
+        adapter = "LoRA {} merged" if config.qat is None else "LoRA {}"
+        for name, how in (("lora", adapter), ("quantize", "over {}"), ("qat", "rounded to {}")):
             if (value := getattr(config, name)) is not None:
                 notes.append(how.format(value))
         card = self.card.after(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from herdling.errors import ConfigError
 from herdling.infer import kv_codes
-from herdling.infer.drafts import Proposal
+from herdling.infer.drafts import OneByOne, Proposal
 from herdling.infer.engine import Engine
 from herdling.infer.kv_quant import SCHEMES, Layout, QuantStore
 from herdling.infer.lm import LM
@@ -285,7 +285,7 @@ def test_codes_are_what_makes_the_difference(double_lm, replies):
         assert 1e-4 < max(apart) < 1
 
 
-class Recital:
+class Recital(OneByOne):
     """Guesses a reply that is known, with every `slip`th token wrong."""
 
     cost = 0.01

@@ -29,8 +29,14 @@ def test_loading_quantized_is_loading_then_quantizing(folder, name):
     assert {p.dtype for p in half.model.parameters()} == {torch.bfloat16}
     for narrow, wide in zip(half.model.modules(), lm.model.modules(), strict=True):
         if isinstance(narrow, Matrix) and isinstance(wide, Matrix):
-            assert torch.equal(narrow.codes, wide.codes)
-            assert torch.equal(narrow.dense(), wide.dense().bfloat16())
+            assert torch.equal(narrow.scales, wide.scales.to(narrow.scales.dtype))
+            if narrow.scales.dtype == wide.scales.dtype:
+                assert torch.equal(narrow.codes, wide.codes)
+                assert torch.equal(narrow.dense(), wide.dense().bfloat16())
+            else:  # a row's scale is kept in the model's type, and codes are made for it
+                torch.testing.assert_close(
+                    narrow.dense().float(), wide.dense(), rtol=0.13, atol=0.01
+                )
     assert half.logits(ids).isfinite().all()
 
 

@@ -9,7 +9,7 @@ from herdling.errors import ConfigError
 from herdling.inputs.images import ImageProcessor
 from herdling.inputs.tokenizer import Tokenizer
 from herdling.tasks.mixture import TaskSource, makers
-from herdling.tasks.registry import TASKS, TEXT_TASKS, TOOL_TASKS, create
+from herdling.tasks.registry import PREFERENCE_TASKS, TASKS, TEXT_TASKS, TOOL_TASKS, create
 
 TOK = Tokenizer.train(["user assistant what is the number"], 300)
 PROCESSOR = ImageProcessor(size=32, patch_size=4)
@@ -41,7 +41,12 @@ def test_both_forms_of_a_task(name: str) -> None:
 
 def test_a_spec_names_tasks() -> None:
     blind = open_sources("tasks:2,code", Opening(TOK), makers())
-    assert [source.name for source, _ in blind] == [*TEXT_TASKS, *TOOL_TASKS, "code"]
+    assert [source.name for source, _ in blind] == [
+        *TEXT_TASKS,
+        *TOOL_TASKS,
+        *PREFERENCE_TASKS,
+        "code",
+    ]
     assert sum(weight for _, weight in blind[:-1]) == pytest.approx(2)
     seeing = open_sources("tasks", Opening(TOK, "test", processor=PROCESSOR), makers("document"))
     assert [source.name for source, _ in seeing] == list(TASKS)
@@ -54,7 +59,7 @@ def test_a_spec_names_tasks() -> None:
 
 def test_all_tasks_are_packed_into_full_rows() -> None:
     sources = open_sources("tasks", Opening(TOK, processor=PROCESSOR), makers())
-    loader = Loader(Mixture(sources), length=1024, batch_size=8, pad=TOK.pad, window_rows=32)
+    loader = Loader(Mixture(sources), length=1024, batch_size=8, pad=TOK.pad, window_rows=64)
     for _ in range(8):
         batch = next(loader)
         patches = int((batch["input_ids"] == TOK.patch).sum())
