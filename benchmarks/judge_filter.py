@@ -15,7 +15,6 @@ from pathlib import Path
 
 from herdling.data.record_source import joined
 from herdling.data.sources import Example
-from herdling.data.spec import Opening
 from herdling.eval.harness import evaluate
 from herdling.eval.judge import open_judge
 from herdling.infer.lm import LM, load
@@ -23,9 +22,9 @@ from herdling.inputs import chat
 from herdling.optim.adamw import AdamWConfig
 from herdling.optim.schedule import Schedule
 from herdling.recipes import sft
-from herdling.recipes.demo import RATES
+from herdling.recipes.demo_stages import RATES
 from herdling.tasks.base import Task
-from herdling.tasks.mixture import open_task
+from herdling.tasks.registry import open_task
 
 TASKS = ("read_number", "locate_shape", "shape_colour", "largest_bar", "cldr_names", "arithmetic")
 
@@ -50,7 +49,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="append the figures here")
     args = parser.parse_args()
     lm = load(args.base)
-    tasks = [open_task(name, Opening(lm.tokenizer, "test", 0, 256, lm.processor)) for name in TASKS]
+    side = lm.processor.size if lm.processor else None
+    tasks = [open_task(name, 0, side) for name in TASKS]
     judge = open_judge(args.judge, lm.tokenizer)
     hard: dict[str, list[int]] = {}
     for task in tasks:

@@ -19,10 +19,12 @@ from herdling.recipes import demo
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> demo.Config:
+    """Just enough tuning for some answers to be right now and then: RL and DPO need a difference."""
     out = tmp_path_factory.mktemp("runs") / "demo"
     return demo.Config(
-        out=out, preset="nano", pretrain_steps=60, tune_steps=2, rows=1, length=128, items=4
-    )
+        out=out, preset="nano", pretrain_steps=60, tune_steps=60, rl_steps=1, dpo_steps=2, rows=2,
+        length=128, items=4, learning_rate=4e-3,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +49,8 @@ def test_the_result_is_a_model_folder_for_everyone(run):
 def test_the_page_is_whole_and_fetches_nothing(run):
     page = (run.out / "report.html").read_text("utf-8")
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)
-    for part in ("Accuracy on held-out items", "Bits per byte", "<svg", "data:image/png;base64,",
+    for part in ("Accuracy on held-out items", "What each stage gave and took", "after DPO",
+                 "RL: reward", "chosen_reward", "Bits per byte", "<svg", "data:image/png;base64,",
                  "unigram", "gzip", "layer 3", "last window", *demo.TASKS):  # fmt: skip
         assert part in page, part
 
@@ -55,9 +58,13 @@ def test_the_page_is_whole_and_fetches_nothing(run):
 def test_figures_are_in_a_file(run):
     found = json.loads((run.out / "evaluation.json").read_text())
     assert set(found["tasks"]) == set(demo.TASKS)
-    assert set(found["bits_per_byte"]) == set(demo.DOMAINS)
+    assert set(found["bits_per_byte"]) == set(demo.demo_report.DOMAINS)
+    for stage in demo.STAGES:
+        scores = json.loads((run.out / "scores" / f"{stage}.json").read_text())
+        assert set(scores["tasks"]) == set(demo.TASKS)
+        assert all(len(score["grades"]) == 4 for score in scores["tasks"].values())
     diary = json.loads((run.out / "demo.json").read_text())
-    assert set(diary["seconds"]) == {"tokenizer", "pretrain", "tune", "evaluate"}
+    assert set(diary["seconds"]) == {"tokenizer", *demo.STAGES, "evaluate"}
     assert diary["peak_bytes"] > 1e8
 
 
@@ -66,22 +73,22 @@ def test_the_same_command_goes_on_where_it_was(run, tmp_path, monkeypatch):
     before = (run.out / "model" / "model.safetensors").read_bytes()
     copy = tmp_path / "demo"
     shutil.copytree(run.out, copy)
-    for lost in ("model", "evaluation.json", "report.html", "tune/model"):
+    for lost in ("model", "evaluation.json", "report.html", "dpo/model", "scores/dpo.json"):
         path = copy / lost
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     trained = []
-    stage_run = demo.stage.run
-    monkeypatch.setattr(
-        demo.stage, "run", lambda s, name, m: trained.append(name) or stage_run(s, name, m)
-    )
+    train = demo.dpo.train
+    monkeypatch.setattr(demo.dpo, "train", lambda c: trained.append("dpo") or train(c))
+    monkeypatch.setattr(demo.stage, "run", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(demo.rl, "main", lambda *_: pytest.fail("played again"))
     demo.main(replace(run, out=copy))
-    assert trained == ["tune"]
+    assert trained == ["dpo"]
     assert (copy / "model" / "model.safetensors").read_bytes() == before
 
 
 def test_other_settings_want_another_folder(run):
-    with pytest.raises(ConfigError, match="another tune_steps"):
-        demo.main(replace(run, tune_steps=3))
+    with pytest.raises(ConfigError, match="another dpo_steps"):
+        demo.main(replace(run, dpo_steps=3))
 
 
 def test_other_items_are_asked_anew(run, tmp_path, capsys):
