@@ -29,9 +29,6 @@ from herdling.recipes.demo_stages import (
     PLAY,
     PREFER,
     PRETRAIN,
-    STAGES,
-    TASKS,
-    TUNE,
     Config,
     playing,
     preferring,
@@ -51,7 +48,7 @@ def main(config: Config) -> int:
     demo = _Demo(config)
     demo.announce()
     demo.tokenizer()
-    for name in STAGES:
+    for name in config.stages:
         demo.train(name)
         demo.examine(name)
     demo.publish()
@@ -147,9 +144,12 @@ class _Demo:
 
     def _examine(self, name: str, path: Path) -> None:
         lm = load(self.out / name / "model")
-        scores = [self.score(lm, task) for task in TASKS]
+        scores = [self.score(lm, task) for task in self.config.tasks]
         bits = {}
-        if name in (STAGES[0], STAGES[-1]):  # windows of the length that the model was trained on
+        if name in (
+            self.config.stages[0],
+            self.config.stages[-1],
+        ):  # windows of the length that the model was trained on
             config = self.config
             bits = demo_report.bits_per_byte(
                 lm, config.length, config.seed, count=min(60, config.items)
@@ -173,8 +173,9 @@ class _Demo:
         """OUT/model: the last stage's model with its scores in the card, OUT/evaluation.json."""
         if self._published():
             return
-        last = self.out / STAGES[-1] / "model"
-        lm, found = load(last), read_json(self.out / "scores" / f"{STAGES[-1]}.json")
+        name = self.config.stages[-1]
+        last = self.out / name / "model"
+        lm, found = load(last), read_json(self.out / "scores" / f"{name}.json")
         results = {name: round(score["accuracy"], 4) for name, score in found["tasks"].items()}
         card = replace(Card.open(last, lm.config), name=self.out.name, results=results)
         save_model(lm.model, lm.config, self.out / "model", lm.tokenizer, lm.processor, card=card)
@@ -189,17 +190,22 @@ class _Demo:
     def report(self) -> None:
         """OUT/report.html, made anew each time from what the run left."""
         lm = load(self.out / "model")
-        samples = [sample for name in TASKS for sample in self.score(lm, name, 6).samples[:3]]
+        samples = [
+            sample for name in self.config.tasks for sample in self.score(lm, name, 6).samples[:3]
+        ]
         total = sum(self.seconds.values())
         facts = [(name, clock(seconds)) for name, seconds in self.seconds.items()]
         facts += [("peak memory", f"{self.past['peak_bytes'] / 1e9:.2f} GB")]
-        facts += [("pretraining data", PRETRAIN), ("tuning data", TUNE), ("RL tasks", PLAY),
-                  ("preference pairs", f"{PREFER}; its own answers to {OWN}")]  # fmt: skip
+        facts += [("pretraining data", PRETRAIN), ("tuning data", tuning(self.config).data)]
+        if "rl" in self.config.stages:
+            facts += [("RL tasks", PLAY)]
+        if "dpo" in self.config.stages:
+            facts += [("preference pairs", f"{PREFER}; its own answers to {OWN}")]
         lead = (
             f"A toy: {sum(p.numel() for p in lm.model.parameters()) / 1e6:.1f} M parameters, trained "
             f"from nothing in {total / 60:.1f} minutes on this machine, seed {self.config.seed}."
         )
-        demo_report.write(self.out, STAGES, lm, samples, facts, lead, self.config.seed)
+        demo_report.write(self.out, self.config.stages, lm, samples, facts, lead, self.config.seed)
         print(
             f"{self.out / 'report.html'}: the story with plots\n{self.out / 'model'}: the model; "
             f"{clock(total)} in all, at most {self.past['peak_bytes'] / 1e9:.1f} GB\n"

@@ -55,9 +55,6 @@ def write(
         ("Accuracy on held-out items, at the end", report.accuracies(scores[stages[-1]])),
         ("What each stage gave and took", _stages(scores)),
         ("Loss", report.curves({n: _losses(out / n) for n in ("pretrain", "tune")}, "nats a token")),
-        ("RL: reward of its own answers", _lines(out / "rl", ("reward",), "mean grade")),
-        ("DPO: chosen above rejected, beside the start",
-         _lines(out / "dpo", ("chosen_reward", "rejected_reward", "preferred"), "reward; share preferred")),
         ("Bits per byte on held-out text, after pretraining",
          report.likelihoods({d: Likelihood(**r) for d, r in first.items()})),
         ("the same, and at the end", _bits({n: found[n] for n in (stages[0], stages[-1])})),
@@ -66,6 +63,14 @@ def write(
         ("How busy experts were while training", _loads(out / stages[0])),
         ("The run", _run(lm, facts)),
     ]  # fmt: skip
+    if "rl" in stages:
+        sections.insert(
+            3, ("RL: reward of its own answers", _lines(out / "rl", ("reward",), "mean grade"))
+        )
+    if "dpo" in stages:
+        names = ("chosen_reward", "rejected_reward", "preferred")
+        lines = _lines(out / "dpo", names, "reward; share preferred")
+        sections.insert(4, ("DPO: chosen above rejected, beside the start", lines))
     report.write(out / "report.html", "Herdling demo", lead, sections)
 
 

@@ -17,7 +17,7 @@ from herdling.train.preference import PreferenceConfig
 from herdling.train.state import CheckpointConfig
 
 TASKS = ("read_number", "count_shapes", "locate_shape", "shape_colour", "largest_bar",
-         "cldr_names", "languages", "arithmetic", *PREFERENCE_TASKS)  # fmt: skip
+         "cldr_names", "languages", "arithmetic")  # fmt: skip
 PRETRAIN = (
     "code:1,english:1,multilingual:1,picture/number:4,picture/scene:3,picture/chart:1,"
     "read_number:1,count_shapes:0.5,locate_shape:1,shape_colour:1,largest_bar:0.5,"
@@ -25,8 +25,10 @@ PRETRAIN = (
 )
 TUNE = (
     "read_number:3,count_shapes:1,locate_shape:2,shape_colour:2,largest_bar:1,"
-    "cldr_names:1.5,languages:1,arithmetic:2.5,refusals:0.5,tone:0.5,form:0.5"
+    "cldr_names:1.5,languages:1,arithmetic:2.5"
 )
+MANNERS = ",refusals:0.5,tone:0.5,form:0.5"
+"""What tuning also shows where preferences follow."""
 PLAY = "read_number,count_shapes,locate_shape,shape_colour,largest_bar,languages"
 """Not sums and names: their train items are known by heart, and playing them teaches nothing new."""
 PREFER = "refusals,tone,form"
@@ -47,12 +49,12 @@ class Config:
     """Size of the model: tiny, or nano for a quick look."""
     pretrain_steps: int = 1150
     """Optimizer steps of joint pretraining."""
-    tune_steps: int = 700
+    tune_steps: int = 600
     """Optimizer steps of instruction tuning."""
-    rl_steps: int = 120
-    """Optimizer steps of online RL."""
-    dpo_steps: int = 40
-    """Optimizer steps of preference training, on 16 pairs each."""
+    rl_steps: int = 0
+    """Optimizer steps of online RL, 120 for example; 0 leaves it out, as at this size its good is not shown yet."""
+    dpo_steps: int = 0
+    """Optimizer steps of preference training on 16 pairs each, 40 for example; 0 leaves it out."""
     rows: int = 8
     """Rows in a batch."""
     length: int = 256
@@ -63,6 +65,16 @@ class Config:
     """Held-out items of each task."""
     seed: int = 0
     """Decides weights and data order."""
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Those that are run."""
+        return tuple(name for name in STAGES if getattr(self, f"{name}_steps") > 0)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What is asked in examinations."""
+        return (*TASKS, *(PREFERENCE_TASKS if self.dpo_steps else ()))
 
 
 def pretraining(config: Config) -> stage.Stage:
@@ -88,7 +100,7 @@ def tuning(config: Config) -> stage.Stage:
         pretraining(config),
         model=str(config.out / "pretrain" / "model"),
         tokenizer=None,
-        data=TUNE,
+        data=TUNE + (MANNERS if config.dpo_steps else ""),
         out=config.out / "tune",
         steps=config.tune_steps,
         optimizer=_optimizer(config, 1 / 2),
@@ -118,7 +130,7 @@ def playing(config: Config) -> rl.Config:
 
 def preferring(config: Config) -> dpo.Config:
     return dpo.Config(
-        model=str(config.out / "rl" / "model"),
+        model=str(config.out / ("rl" if config.rl_steps else "tune") / "model"),
         data=PREFER,
         rollouts=OWN,
         rollout_share=0.35,

@@ -15,6 +15,7 @@ from transformers import Llama4ForConditionalGeneration
 import herdling
 from herdling.errors import ConfigError
 from herdling.recipes import demo
+from herdling.tasks.registry import PREFERENCE_TASKS
 
 
 @pytest.fixture(scope="module")
@@ -51,20 +52,20 @@ def test_the_page_is_whole_and_fetches_nothing(run):
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)
     for part in ("Accuracy on held-out items", "What each stage gave and took", "after DPO",
                  "RL: reward", "chosen_reward", "Bits per byte", "<svg", "data:image/png;base64,",
-                 "unigram", "gzip", "layer 3", "last window", *demo.TASKS):  # fmt: skip
+                 "unigram", "gzip", "layer 3", "last window", *run.tasks):  # fmt: skip
         assert part in page, part
 
 
 def test_figures_are_in_a_file(run):
     found = json.loads((run.out / "evaluation.json").read_text())
-    assert set(found["tasks"]) == set(demo.TASKS)
+    assert set(found["tasks"]) == set(run.tasks)
     assert set(found["bits_per_byte"]) == set(demo.demo_report.DOMAINS)
-    for stage in demo.STAGES:
+    for stage in run.stages:
         scores = json.loads((run.out / "scores" / f"{stage}.json").read_text())
-        assert set(scores["tasks"]) == set(demo.TASKS)
+        assert set(scores["tasks"]) == set(run.tasks)
         assert all(len(score["grades"]) == 4 for score in scores["tasks"].values())
     diary = json.loads((run.out / "demo.json").read_text())
-    assert set(diary["seconds"]) == {"tokenizer", *demo.STAGES, "evaluate"}
+    assert set(diary["seconds"]) == {"tokenizer", *run.stages, "evaluate"}
     assert diary["peak_bytes"] > 1e8
 
 
@@ -98,3 +99,15 @@ def test_other_items_are_asked_anew(run, tmp_path, capsys):
     assert "is complete" in capsys.readouterr().out
     demo.main(replace(run, out=copy, items=5))
     assert json.loads((copy / "evaluation.json").read_text())["tasks"]["arithmetic"]["items"] == 5
+
+
+def test_stages_of_no_steps_are_left_out(tmp_path):
+    """What they need, their tasks and the words of the tuning data go with them."""
+    config = demo.Config(out=tmp_path)
+    assert config.stages == ("pretrain", "tune")
+    assert not set(config.tasks) & set(PREFERENCE_TASKS)
+    assert "refusals" not in demo.tuning(config).data
+    whole = replace(config, dpo_steps=2)
+    assert whole.stages == ("pretrain", "tune", "dpo")
+    assert set(PREFERENCE_TASKS) < set(whole.tasks)
+    assert demo.preferring(whole).model == str(tmp_path / "tune" / "model")
