@@ -181,6 +181,20 @@ def rows_of(model: LanguageModel, scheme: Scheme | None = None) -> list[Row]:
     return sorted(rows, key=lambda row: (order.index(row.kind), bool(row.why)))
 
 
+def size_of(model: LanguageModel) -> tuple[int, int]:
+    """Parameters and bytes of all weights, quantized ones included."""
+    rows = rows_of(model)
+    return sum(row.parameters for row in rows), sum(row.nbytes for row in rows)
+
+
+def main_format(model: LanguageModel) -> str:
+    """The format, or plain type, of most parameters."""
+    counts: Counter[str] = Counter()
+    for row in rows_of(model):
+        counts[row.format] += row.parameters
+    return counts.most_common(1)[0][0]
+
+
 def _why(name: str, parameter: Tensor, scheme: Scheme | None) -> str:
     kind = kind_of(name)
     if parameter.dim() < 2:

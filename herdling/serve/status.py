@@ -46,6 +46,8 @@ def _model(service: "Service") -> dict[str, Any] | None:
     lm = service.lm
     if lm is None:
         return None
+    from herdling.quant.swap import main_format, size_of  # with torch, which is there by now
+
     text = lm.config.text
     return {
         "layers": text.num_hidden_layers,
@@ -55,8 +57,8 @@ def _model(service: "Service") -> dict[str, Any] | None:
         "hidden_size": text.hidden_size,
         "vocabulary": text.vocab_size,
         "context": text.max_position_embeddings,
-        "parameters": sum(p.numel() for p in lm.model.parameters()),
-        "dtype": str(next(lm.model.parameters()).dtype).removeprefix("torch."),
+        "parameters": size_of(lm.model)[0],
+        "dtype": main_format(lm.model),
         "device": str(lm.device),
         "vision": lm.processor is not None,
         "tile": None if lm.processor is None else lm.processor.size,

@@ -12,7 +12,7 @@ from herdling.model.sites import sites
 from herdling.quant.formats import round_trip
 from herdling.quant.modules import QuantExperts, QuantLinear
 from herdling.quant.schemes import scheme
-from herdling.quant.swap import swap
+from herdling.quant.swap import main_format, size_of, swap
 
 NAMES = ("int8", "w8a8", "w4a8", "int4_g128", "fp8", "mxfp8", "mxfp6", "mxfp4", "ternary", "nf4")
 
@@ -49,8 +49,11 @@ def test_logits_are_those_of_rounded_weights(make_model, name, vision):
 def test_report_counts_every_byte_and_says_why(make_model):
     model = make_model(vision=True)
     count = sum(p.numel() for p in model.parameters())
+    assert main_format(model) == "float32"
     report = swap(model, scheme("w4a8"))
     assert sum(row.parameters for row in report.rows) == count
+    assert size_of(model) == (count, report.nbytes)
+    assert main_format(model) == "int4_g32"
     held = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
     assert report.nbytes == held
     by_kind = {row.kind: row for row in report.rows if not row.why}

@@ -89,6 +89,8 @@ def _entries(service: Service) -> list[dict[str, Any]]:
 
 
 def _details(lm: "LM") -> dict[str, Any]:
+    from herdling.quant.swap import main_format  # with torch, which is there by now
+
     count = _parameters(lm)
     unit, letter = (1e9, "B") if count >= 1e9 else (1e6, "M")
     return {
@@ -97,17 +99,21 @@ def _details(lm: "LM") -> dict[str, Any]:
         "family": "llama4",
         "families": ["llama4"],
         "parameter_size": f"{count / unit:.1f}{letter}",
-        "quantization_level": str(next(lm.model.parameters()).dtype).removeprefix("torch."),
+        "quantization_level": main_format(lm.model),
     }
 
 
 def _parameters(lm: "LM") -> int:
-    return sum(parameter.numel() for parameter in lm.model.parameters())
+    from herdling.quant.swap import size_of  # with torch, which is there by now
+
+    return size_of(lm.model)[0]
 
 
 def _size(lm: "LM") -> int:
     """Bytes in memory."""
-    return sum(parameter.nbytes for parameter in lm.model.parameters())
+    from herdling.quant.swap import size_of
+
+    return size_of(lm.model)[1]
 
 
 def _digest(lm: "LM", name: str) -> str:
