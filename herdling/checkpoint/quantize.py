@@ -96,6 +96,7 @@ def quantize_folder(
     plain = layers.embed(ids)
     coded = plain
     for i in range(layers.count):
+        block = None  # the one before goes before this one comes
         prefix, block = layers.prefix(i), layers.block(i)
         own = [_within(site, prefix) for site in found if site.path.startswith(prefix)]
         plain, before = _through(block, layers, plain), coded
@@ -113,6 +114,7 @@ def quantize_folder(
         coded = _through(block, layers, before)
         _write_block(writing, block, prefix, own, scheme)
         done(f"layer {i + 1} of {layers.count}")
+    block = None
     writer.close()
     save_config(folder, source.config, dtype, writing.config())
     outcome.plain = layers.logits(plain)

@@ -30,6 +30,9 @@ from herdling.quant.formats import Format, Quantized, decode, quantize, round_tr
 MOST_ROWS = 64
 """Rows up to which the native kernels are faster than dequantizing and torch's products."""
 
+SLAB = 2**23
+"""Numbers that are rounded at once."""
+
 
 class Matrix(nn.Module):
     """One matrix, or one an expert, as codes and scales. No parameter: it is not trained.
@@ -77,17 +80,23 @@ class Matrix(nn.Module):
         lead = plain.shape[0] if plain.dim() == 3 else 0
         rows = plain.mT if lead else plain
         made = cls(form, rows.shape[-2], rows.shape[-1], lead, dtype or plain.dtype, plain.device)
-        # An expert at a time: several float32 copies of a matrix are made on the way.
+        # Some rows at a time where they are independent: copies in float32 are made on the way.
+        whole = form.per in ("tensor", "expert", "square")
+        count = made.outputs if whole else max(1, SLAB // made.inputs)
         for e in range(max(1, lead)):
-            made.put(quantize(rows[e] if lead else rows, form), e)
+            for start in range(0, made.outputs, count):
+                part = slice(start, start + count)
+                made.put(quantize((rows[e] if lead else rows)[part], form), e, part)
         return made
 
     @torch.no_grad()
-    def put(self, q: Quantized, expert: int = 0) -> None:
-        """Take a quantized matrix (out, in); of experts, that of one of them."""
+    def put(self, q: Quantized, expert: int = 0, rows: slice = slice(None)) -> None:
+        """Take a quantized matrix (out, in), or some of its rows; of experts, that of one of them."""
         codes, scales = (t[expert] if self.experts else t for t in (self.codes, self.scales))
-        codes.copy_(q.packed())
-        scales.copy_(q.scales)
+        codes[rows].copy_(q.packed())
+        (scales if self.form.per in ("tensor", "expert", "square") else scales[rows]).copy_(
+            q.scales
+        )
         self._packed = None
 
     @property

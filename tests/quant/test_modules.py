@@ -7,6 +7,7 @@ from torch import nn
 
 from herdling.kernels import cpu
 from herdling.kernels.reference import experts_dense
+from herdling.quant import modules
 from herdling.quant.formats import FORMATS, format_of, quantize, round_trip
 from herdling.quant.modules import MOST_ROWS, Matrix, QuantExperts, QuantLinear, rounded
 from herdling.quant.schemes import scheme
@@ -144,3 +145,13 @@ def test_a_scale_for_the_whole_becomes_one_an_expert():
     matrix = Matrix.of(weight, form)
     assert matrix.scales.shape == (E, 1, 1)
     assert torch.equal(matrix[3], quantize(weight[3].T, form).dequantize().T)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_rounding_in_parts_is_rounding_at_once(name, monkeypatch):
+    weight = torch.randn(E, D, 40)
+    whole = Matrix.of(weight, FORMATS[name])
+    monkeypatch.setattr(modules, "SLAB", 7 * D)
+    parts = Matrix.of(weight, FORMATS[name])
+    assert torch.equal(parts.codes, whole.codes)
+    assert torch.equal(parts.scales.float(), whole.scales.float())
