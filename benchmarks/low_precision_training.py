@@ -1,13 +1,14 @@
 """Training in few bits on a toy: held-out loss of each way beside float32's, equal steps and seeds.
 
     python benchmarks/low_precision_training.py formats [--seeds 3] [--steps 300] [--out FILE.jsonl]
-    python benchmarks/low_precision_training.py states | gradients | ternary | outlier | table FILE
+    python benchmarks/low_precision_training.py noise | states | gradients | ternary | outlier | table FILE...
 
 A model of Herdling's own of about 0.8 M parameters (2 layers, 4 experts, a byte a token) on the
 English of the built-in text, float32 for all that a way does not round. Every run of a seed sees the
 same batches from the same weights. `gradients` starts a second process (gloo) and halves the batch.
 
 formats    fp8, fp8_rowwise and MX for weights, activations and gradients, emulated exactly
+noise      float32 twice more from weights that differ by a millionth: what a run's path alone does
 outlier    E4M3 gradients with one scale a tensor, and row by row, beside a gradient 1e4 times the
            largest that belongs to an input of zeros: harmless but for the scale it forces
 states     AdamW with 8-bit averages; bytes a parameter
@@ -161,6 +162,17 @@ def formats(seed: int, steps: int, data: Tensor, test: Tensor) -> Iterator[dict[
         yield {"way": name, "loss": held_out(model, test)}
 
 
+def noise(seed: int, steps: int, data: Tensor, test: Tensor) -> Iterator[dict[str, Any]]:
+    for n in range(2):
+        model = model_of(seed)
+        draw = torch.Generator().manual_seed(n)
+        with torch.no_grad():
+            for p in model.parameters():
+                p.mul_(1 + 1e-6 * torch.randn(p.shape, generator=draw))
+        train(model, data, seed, steps)
+        yield {"way": f"fp32, moved a millionth ({n})", "loss": held_out(model, test)}
+
+
 def outlier(seed: int, steps: int, data: Tensor, test: Tensor) -> Iterator[dict[str, Any]]:
     for name, recipe in outliers().items():
         model = model_of(seed)
@@ -216,7 +228,7 @@ def gradients(seed: int, steps: int, data: Tensor, test: Tensor) -> Iterator[dic
         yield {"way": f"gradients, {name}", "loss": held_out(model, test)}
 
 
-WORK = {f.__name__: f for f in (formats, outlier, states, gradients, ternary)}
+WORK = {f.__name__: f for f in (formats, noise, outlier, states, gradients, ternary)}
 
 
 def table(paths: list[Path]) -> str:

@@ -23,6 +23,7 @@ VERBS = {
     "sft": "Tune a model on conversations.",
     "rl": "Let a model play verifiable tasks and learn from its grades.",
     "dpo": "Learn from pairs of a better and a worse answer.",
+    "qat": "Tune a model so that it loses little in few bits: full, then an adapter, then DPO.",
     "chat": "Talk to a model in the terminal.",
     "redteam": "Attack a model with templates: success by category, and over-refusal.",
     "serve": "Serve a model over HTTP: OpenAI's API and others, and a page to chat in.",

@@ -172,8 +172,9 @@ def in_range(tensor: Tensor, form: Format, dim: int = -1) -> Tensor:
     scaled = tiles / wide(_scales(tiles, form, tensor, block))
     element, step = form.element, 0.0
     low, high = -element.top, element.top
-    if isinstance(element, elements.Integers):  # half a step beyond the last number is rounding too
-        low, step = element.low * element.unit, element.unit / 2
+    if isinstance(element, elements.Integers):
+        # Half a step beyond the last number is rounding too; the largest is just there, or a bit beyond.
+        low, step = element.low * element.unit, element.unit / 2 + 1e-6 * element.top
     return blocks.join((scaled >= low - step) & (scaled <= high + step), tuple(tensor.shape))
 
 

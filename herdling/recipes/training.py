@@ -254,6 +254,7 @@ class Run:
             with qat.removed(self.model):
                 self._write(out / "model", card)
             self._say(qat.convert(self.model))
+            self._write(out / "quantized", card)
         else:
             if self.adapted:
                 lora.merge(self.model, plain=restore if config.quantize is not None else None)

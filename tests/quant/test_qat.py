@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from herdling import lora
 from herdling.errors import ConfigError
@@ -15,6 +16,7 @@ from herdling.quant import qat
 from herdling.quant.formats import format_of, quantize
 from herdling.quant.modules import Matrix, QuantExperts, QuantLinear
 from herdling.quant.schemes import SCHEMES, scheme
+from herdling.quant.swap import swap
 
 ALL = [n for n in SCHEMES if n != "meta-fp8"] + ["int3_g32", "int2_g32", "nf4"]
 
@@ -183,3 +185,39 @@ def test_adapters_lie_over_it(name, converted):
     lora.detach(model)
     assert torch.equal(model(IDS), plain)
     assert all(torch.equal(base[n], t) for n, t in model.state_dict().items())
+
+
+class Largest(TorchDispatchMode):
+    """The most numbers that any float tensor made in here holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for t in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(t, torch.Tensor) and t.is_floating_point():
+                self.most = max(self.most, t.untyped_storage().nbytes() // t.element_size())
+        return out
+
+
+@pytest.mark.parametrize("name", ["int4_g32", "nf4"])
+def test_qlora_holds_codes_and_one_expert_at_a_time(name):
+    """Bytes as predicted; no float tensor, forward or backward, as large as all experts of a layer."""
+    model = build(
+        preset("nano", vision=False, vocab_size=64, num_local_experts=16, num_hidden_layers=2,
+               hidden_size=128, intermediate_size=64, num_attention_heads=4, num_key_value_heads=2)
+    )  # fmt: skip
+    init.initialize(model, 0)
+    report = swap(model, scheme(name))
+    numbers = sum(r.parameters for r in report.rows if not r.why)
+    extra = 2 * 8 / 32 if name == "int4_g32" else 4 * 8 / 64  # a scale for each group
+    assert sum(r.nbytes for r in report.rows if not r.why) == numbers * (4 + extra) / 8
+    lora.attach(model, LoraConfig(r=2, targets=("attention", "shared", "experts")))
+    assert all(".lora." in n for n, p in model.named_parameters() if p.requires_grad)
+    with Largest() as seen:
+        model(IDS[:, :16]).square().mean().backward()
+    of_a_layer = 16 * 128 * 2 * 64
+    assert seen.most <= of_a_layer / 4
+    assert of_a_layer / 16 <= seen.most  # it does see an expert being made

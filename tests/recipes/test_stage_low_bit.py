@@ -17,6 +17,7 @@ from herdling.errors import ConfigError
 from herdling.inputs.tokenizer import Tokenizer
 from herdling.metrics import METRICS, read
 from herdling.quant.formats import quantize
+from herdling.quant.modules import Matrix
 from herdling.quant.schemes import scheme
 from herdling.quant.swap import swap
 from herdling.recipes import pretrain, sft
@@ -102,6 +103,12 @@ def test_qat_leaves_floats_to_go_on_and_codes_to_run(base, tmp_path):
     assert not torch.equal(moved[name], floats[name])
     old, new = (load_file(tmp_path / f / "adapter/adapter_model.safetensors") for f in ("adapter", "both"))  # fmt: skip
     assert any(not torch.equal(old[n], new[n]) for n in old)
+    lm = herdling.load(tmp_path / "both/quantized", adapters={"own": tmp_path / "both/adapter"})
+    experts = lm.model.get_submodule("model.layers.1.feed_forward.experts")
+    assert isinstance(experts.gate_up_proj, Matrix)
+    wanted = torch.stack([quantize(w.T, "int4_g32").dequantize().T for w in moved[name]])
+    assert torch.equal(torch.stack([experts.gate_up_proj[e] for e in range(4)]), wanted)
+    assert lm.generate(["2 + 3"], adapter="own", max_tokens=3)
 
 
 def test_settings_that_contradict_are_told(base, tmp_path):
