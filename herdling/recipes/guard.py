@@ -194,7 +194,15 @@ def train(config: Train) -> int:
         schedule=lambda step, steps: 1 - step / steps,
         steps=steps,
         accelerator=make_accelerator(cpu=True),
-        state=State(config.out, title="guard", config=CheckpointConfig(every=steps, keep=1)),
+        state=State(
+            config.out,
+            resume=True,  # a run that was stopped goes on with the same command
+            title="guard",
+            config=CheckpointConfig(every=steps, keep=1),
+            identity={
+                name: getattr(config, name) for name in ("texts", "epochs", "learning_rate", "seed")
+            },
+        ),
         weight=lambda batch: float(len(batch["targets"])),
     )
     classifier.eval()
