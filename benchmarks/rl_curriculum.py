@@ -23,12 +23,17 @@ from herdling.eval.harness import evaluate
 from herdling.infer.lm import LM
 from herdling.metrics import METRICS, TIMING, read
 from herdling.optim.adamw import AdamWConfig
+from herdling.optim.schedule import Schedule
 from herdling.recipes import rl, sft
+from herdling.recipes.demo_stages import RATES
 from herdling.rollouts.curriculum import FilterConfig
 from herdling.train.online import OnlineConfig
 
-TASKS = "calculator,locate_shape,arithmetic"
-SFT = "count_shapes:0.5,locate_shape:0.5,shape_colour:0.5,calculator:4,arithmetic:1,sorting:1"
+TASKS = "count_shapes,shape_colour,calculator,languages"
+SFT = (
+    "count_shapes:0.25,locate_shape:0.25,shape_colour:0.25,largest_bar:0.2,calculator:6,languages:0.25"
+)
+"""Mostly the calculator, as copying numbers into calls is what a model this small learns last."""
 MODES = ("filtered", "uniform")
 
 
@@ -37,18 +42,20 @@ def main() -> None:
     parser.add_argument("base", help="a pretrained model folder, such as the demo's")
     parser.add_argument("--out", type=Path, default=Path("runs/rl_curriculum"))
     parser.add_argument("--tasks", default=TASKS)
-    parser.add_argument("--sft-steps", type=int, default=500)
-    parser.add_argument("--steps", type=int, default=150, help="of the filtered runs")
-    parser.add_argument("--prompts", type=int, default=8)
-    parser.add_argument("--rate", type=float, default=5e-5)
+    parser.add_argument("--sft-steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=60, help="of the filtered runs")
+    parser.add_argument("--prompts", type=int, default=16)
+    parser.add_argument("--rate", type=float, default=2e-4)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--items", type=int, default=300, help="test items of each task")
     args = parser.parse_args()
     tuned = args.out / "sft"
     if not (tuned / "model").exists():
         sft.main(sft.Config(
-            model=args.base, data=SFT, out=tuned, steps=args.sft_steps, rows=8, length=256,
-            optimizer=AdamWConfig(learning_rate=1e-3), resume=(tuned / METRICS).exists(),
+            model=args.base, data=SFT, out=tuned, steps=args.sft_steps, rows=10, length=256,
+            optimizer=AdamWConfig(learning_rate=1e-3, weight_decay=0.05, rates=RATES),
+            schedule=Schedule(kind="linear", warmup=30, final=0.0), seed=1,
+            resume=(tuned / METRICS).exists(),
         ))  # fmt: skip
     start = scores(tuned / "model", args)
     rows = []
@@ -71,7 +78,8 @@ def run(mode: str, seed: int, model: Path, args: argparse.Namespace) -> tuple[di
         rl.main(rl.Config(
             model=str(model), tasks=args.tasks, out=out, steps=steps, curriculum=mode, seed=seed,
             online=online, filter=FilterConfig(pool=512), optimizer=AdamWConfig(
-                learning_rate=args.rate, weight_decay=0.0), evaluate_every=50,
+                learning_rate=args.rate, weight_decay=0.0, rates=RATES),
+            schedule=Schedule(kind="linear", warmup=3, final=0.0), evaluate_every=steps, evaluate_items=16,
             resume=(out / METRICS).exists(),
         ))  # fmt: skip
         (out / "cpu_seconds.json").write_text(json.dumps(time.process_time() - started))

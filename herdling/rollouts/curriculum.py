@@ -8,7 +8,9 @@ A group of rollouts teaches something only if its grades differ, and most where 
 right: gradient energy goes as p (1 - p) of the pass rate p. So each prompt's pass rate is estimated
 from the grades that it got, as far as they are recent, and for the rest from those of its class (task
 and difficulty); prompts are drawn in proportion to p (1 - p), or a floor where that is small or p is
-above `easiest`. As the policy learns the estimates move, and what was too hard comes due; what has not
+above `easiest`, within their class. Each class keeps its share of what is asked unless it is solved or
+out of reach: where a class stands for an answer (pictures of six things), one that is asked too rarely
+is unlearnt in favour of its neighbours (docs/log.md). As the policy learns the estimates move, and what was too hard comes due; what has not
 been asked for long counts as unknown again, and the floor asks for everything now and then. Balanced
 online filtering: arXiv 2504.03380.
 """
@@ -24,6 +26,10 @@ import torch
 from herdling.errors import ConfigError
 
 
+_FULL = 0.05
+"""Mean p (1 - p) of a class from which on it has its whole share: pass rates of 5 to 95 %."""
+
+
 @dataclass(frozen=True)
 class FilterConfig:
     """How prompts are filtered."""
@@ -33,7 +39,8 @@ class FilterConfig:
     easiest: float = 0.8
     """Estimated pass rate above which a prompt is too easy."""
     floor: float = 0.01
-    """Weight of a prompt that is too easy or too hard; one with a pass rate of a half has 0.25."""
+    """Weight of a prompt that is too easy or too hard, where a pass rate of a half has 0.25; and the
+    least that is left of a class's share."""
     memory: int = 60
     """Steps after which what was seen of a prompt counts half."""
     prior: float = 0.5
@@ -100,7 +107,11 @@ class Curriculum:
             return self._weights
         p = self.pass_rates(step)
         energy = np.where(p <= self.config.easiest, p * (1 - p), 0.0)
-        return self._weights * np.maximum(energy, self.config.floor)
+        own = self._weights * np.maximum(energy, self.config.floor)
+        share = np.bincount(self._class, self._weights)
+        mean = np.bincount(self._class, self._weights * p * (1 - p)) / share
+        share *= np.clip(mean / _FULL, self.config.floor, 1.0)
+        return own * (share / np.bincount(self._class, own))[self._class]
 
     def draw(self, count: int, step: int, wave: int = 0, without: Sequence[int] = ()) -> list[int]:
         """Different prompts, as many as there are; a pure function of the record and the arguments.

@@ -28,12 +28,24 @@ def test_estimates_are_own_grades_and_those_of_the_class():
 
 def test_medium_prompts_are_drawn_most_and_none_never():
     config = FilterConfig(floor=0.05, easiest=0.8, prior=0.001)
-    curriculum = Curriculum(range(4), config)
+    curriculum = Curriculum([0] * 4, config)
     for prompt, right in enumerate((0, 4, 7, 8)):  # too hard, medium, too easy, solved
         curriculum.record(prompt, [1] * right + [0] * (8 - right), step=0)
-    assert curriculum.weights(0) == pytest.approx([0.05, 0.25, 0.05, 0.05], abs=2e-3)
+    assert curriculum.weights(0) == pytest.approx(np.array([0.5, 2.5, 0.5, 0.5]), abs=2e-2)
     drawn = np.bincount([curriculum.draw(1, 0, wave)[0] for wave in range(4000)], minlength=4)
     assert drawn / 4000 == pytest.approx(np.array([0.05, 0.25, 0.05, 0.05]) / 0.4, abs=0.03)
+
+
+def test_a_class_keeps_its_share_unless_it_is_solved_or_out_of_reach():
+    config = FilterConfig(floor=0.01, prior=0.001)
+    classes = ["easy", "easy", "medium", "medium", "solved", "solved"]
+    curriculum = Curriculum(classes, config, weights=[1, 1, 2, 2, 1, 1])
+    for prompt, right in enumerate((15, 14, 8, 1, 16, 16)):
+        curriculum.record(prompt, [1] * right + [0] * (16 - right), step=0)
+    easy, medium, solved = curriculum.weights(0).reshape(3, 2).sum(1)
+    assert (easy, medium) == pytest.approx((2.0, 4.0))
+    assert solved == pytest.approx(2 * 0.01, rel=0.1)
+    assert curriculum.weights(0)[2] > 4 * curriculum.weights(0)[3]
 
 
 def test_what_was_too_hard_becomes_due_when_forgotten_or_when_its_class_is_learnt():
