@@ -1,6 +1,6 @@
 """Training in few bits on a toy: held-out loss of each way beside float32's, equal steps and seeds.
 
-    python benchmarks/low_precision_training.py formats [--seeds 3] [--steps 300] [--out FILE.jsonl]
+    python benchmarks/low_precision_training.py formats [--seeds 3] [--steps 500] [--out FILE.jsonl]
     python benchmarks/low_precision_training.py noise | states | gradients | ternary | outlier | table FILE...
 
 A model of Herdling's own of about 0.8 M parameters (2 layers, 4 experts, a byte a token) on the
@@ -50,7 +50,7 @@ from herdling.quant.swap import swap
 from herdling.train.compression import Compression
 from herdling.train.losses import next_token
 
-LENGTH, ROWS, HELD_OUT = 64, 8, 64
+LENGTH, ROWS, HELD_OUT = 64, 16, 64
 
 
 def text(split: str, size: int) -> Tensor:
@@ -58,13 +58,13 @@ def text(split: str, size: int) -> Tensor:
     return torch.frombuffer(bytearray(joined.encode()[:size]), dtype=torch.uint8).long()
 
 
-def model_of(seed: int) -> TextLM:
-    shape = preset(
-        "nano", vision=False, vocab_size=256, hidden_size=128, intermediate_size=128,
-        intermediate_size_mlp=256, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=32, attention_chunk_size=48, no_rope_layer_interval=2,
+def model_of(seed: int, **fields: Any) -> TextLM:
+    small = dict(
+        vocab_size=256, hidden_size=128, intermediate_size=128, intermediate_size_mlp=256,
+        num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=32,
+        attention_chunk_size=48, no_rope_layer_interval=2,
     )  # fmt: skip
-    made = init.initialize(build(shape), seed)
+    made = init.initialize(build(preset("nano", vision=False, **{**small, **fields})), seed)
     assert isinstance(made, TextLM)
     return made
 
@@ -270,7 +270,7 @@ def main() -> None:
     parser.add_argument("files", type=Path, nargs="*", help="of `table`: what --out wrote")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--seed", type=int, nargs="*", help="these seeds only")
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     if args.work == "table":

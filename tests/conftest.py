@@ -9,9 +9,11 @@ import torch
 import transformers
 from transformers import Llama4Config, Llama4ForCausalLM, Llama4ForConditionalGeneration
 
+from herdling.infer.lm import LM
+from herdling.inputs.tokenizer import Tokenizer
 from herdling.model.config import ModelConfig, preset
 from herdling.model.init import initialize
-from herdling.model.llama import LanguageModel, build
+from herdling.model.llama import LanguageModel, build, decoder_of
 
 transformers.logging.set_verbosity_error()
 # A shell starts background jobs with Ctrl-C ignored, and children inherit that; some tests press it.
@@ -121,5 +123,38 @@ def make_model() -> Callable[..., LanguageModel]:
         if vision:
             config = replace(config, image_token_index=319)
         return initialize(build(config), seed=seed, std=0.12).eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def toy_lm() -> Callable[..., LM]:
+    """toy_lm(tok, vision=True, seed=0, std=0.1, mute=True, **text fields): nano with that tokenizer.
+
+    `mute`: logits of control tokens are 0, far below the largest, so greedy replies hold none and none
+    ends early.
+    """
+
+    def make(
+        tok: Tokenizer,
+        vision: bool = True,
+        seed: int = 0,
+        std: float = 0.1,
+        mute: bool = True,
+        **fields,
+    ) -> LM:
+        config = preset("nano", vision=vision, vocab_size=len(tok), **fields)
+        if vision:
+            config = replace(
+                config,
+                image_token_index=tok.patch,
+                boi_token_index=tok.special("<|image_start|>"),
+                eoi_token_index=tok.special("<|image_end|>"),
+            )
+        model = initialize(build(config), seed=seed, std=std).eval()
+        if mute:
+            with torch.no_grad():
+                decoder_of(model).lm_head.weight[list(tok.specials.values())] = 0
+        return LM(model, tok)
 
     return make

@@ -132,10 +132,12 @@ class Matrix(nn.Module):
         None for formats, sizes or machines that they do not take.
         """
         floats = activations is None
-        if not (floats or activations.name == "int8") or self.kernel is None:
+        if not (floats or activations.name == "int8"):
             return None
         if self._packed is None or self._packed.floats != floats:
-            self._packed = self.kernel(self.integers(), floats)
+            if (kernel := self.kernel) is None:
+                return None
+            self._packed = kernel(self.integers(), floats)
         return self._packed
 
     @property

@@ -62,4 +62,4 @@ def scheme(name: str, **options: Any) -> Scheme:
         return replace(found, weights=changed(found.weights, **options)) if options else found
     if name in FORMATS:
         return Scheme(name, format_of(name, **options))
-    raise ConfigError(f"no format {name!r}; there are: {', '.join((*SCHEMES, *FORMATS))}")
+    raise ConfigError(f"no format {name!r}; there are: {', '.join(SCHEMES | FORMATS)}")

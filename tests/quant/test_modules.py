@@ -155,3 +155,19 @@ def test_rounding_in_parts_is_rounding_at_once(name, monkeypatch):
     parts = Matrix.of(weight, FORMATS[name])
     assert torch.equal(parts.codes, whole.codes)
     assert torch.equal(parts.scales.float(), whole.scales.float())
+
+
+@pytest.mark.skipif(not cpu.available(), reason="no native kernels on this machine")
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_layers_call_the_native_kernels(backend):
+    """One graph, no break, with the kernels' own result; packed by a first call without it."""
+    quant, routed = linear("int4_g32", INT8)[1], experts("int4_g32", INT8)[2]
+    x, chosen, gates = torch.randn(9, D), torch.randint(E, (9, 1)), torch.rand(9, 1)
+    with torch.no_grad():
+        plain = quant(x), routed(x, chosen, gates)
+        for layer, arguments, want in (
+            (quant, (x,), plain[0]),
+            (routed, (x, chosen, gates), plain[1]),
+        ):
+            traced = torch.compile(layer, backend=backend, fullgraph=True)
+            assert torch.equal(traced(*arguments), want)

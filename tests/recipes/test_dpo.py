@@ -14,26 +14,17 @@ from safetensors.torch import load_file
 
 import herdling
 from herdling.checkpoint import Card
-from herdling.data import embedded
 from herdling.errors import ConfigError, DataError
-from herdling.inputs.tokenizer import Tokenizer
 from herdling.metrics import METRICS, read
 from herdling.optim.adamw import AdamWConfig
-from herdling.recipes import dpo, pretrain
+from herdling.recipes import dpo
 from herdling.train.preference import PreferenceConfig
 from herdling.train.state import CheckpointConfig
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("base")
-    Tokenizer.train(embedded.texts(limit=200_000), 512, "compact").save(out / "tok")
-    config = pretrain.Config(
-        model="nano", tokenizer=out / "tok", data="english:1,picture/number:1", out=out / "run",
-        steps=2, rows=2, length=128,
-    )  # fmt: skip
-    assert pretrain.main(config) == 0
-    return out / "run" / "model"
+def base(pretrained) -> Path:
+    return pretrained()
 
 
 def config(base: Path, out: Path, **fields) -> dpo.Config:

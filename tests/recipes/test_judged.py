@@ -11,25 +11,17 @@ import pytest
 
 import herdling
 from herdling.checkpoint import Card
-from herdling.data import embedded
 from herdling.data.sources import Example
 from herdling.errors import ConfigError, DataError
 from herdling.inputs.tokenizer import Tokenizer
 from herdling.metrics import METRICS
-from herdling.recipes import judged, pretrain, sft
+from herdling.recipes import judged, sft
 from herdling.train.state import CheckpointConfig
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("base")
-    Tokenizer.train(embedded.texts(limit=200_000), 512, "compact").save(out / "tok")
-    config = pretrain.Config(
-        model="nano", vision=False, tokenizer=out / "tok", data="english", out=out / "run",
-        steps=1, rows=1, length=64,
-    )  # fmt: skip
-    assert pretrain.main(config) == 0
-    return out / "run" / "model"
+def base(pretrained) -> Path:
+    return pretrained(vision=False)
 
 
 def config(base: Path, out: Path, **fields) -> sft.Config:

@@ -8,25 +8,16 @@ import torch
 from safetensors.torch import load_file
 
 import herdling
-from herdling.data import embedded
 from herdling.errors import ConfigError
-from herdling.inputs.tokenizer import Tokenizer
 from herdling.model.sites import sites
 from herdling.quant.swap import matrix_of
-from herdling.recipes import pretrain, qat, sft
+from herdling.recipes import qat, sft
 from herdling.recipes.qat import Adapter, Config, Full, Preference
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("base")
-    Tokenizer.train(embedded.texts(limit=100_000), 512, "compact").save(out / "tok")
-    config = pretrain.Config(
-        model="nano", tokenizer=out / "tok", data="english", out=out / "run", vision=False,
-        steps=1, rows=2, length=64,
-    )  # fmt: skip
-    assert pretrain.main(config) == 0
-    return out / "run" / "model"
+def base(pretrained) -> Path:
+    return pretrained(vision=False)
 
 
 def config_of(base: Path, out: Path) -> Config:

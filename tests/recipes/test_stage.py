@@ -38,13 +38,6 @@ from herdling.train.state import CheckpointConfig
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("tok")
-    Tokenizer.train(embedded.texts(limit=200_000), 512, "compact").save(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def base(tokenizer, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("base")
     config = pretrain.Config(

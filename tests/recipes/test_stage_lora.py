@@ -16,9 +16,7 @@ from safetensors.torch import load_file
 import herdling
 from herdling import lora
 from herdling.checkpoint import Card
-from herdling.data import embedded
 from herdling.errors import CheckpointError, ConfigError
-from herdling.inputs.tokenizer import Tokenizer
 from herdling.metrics import METRICS, read
 from herdling.recipes import pretrain, sft
 from herdling.train.state import CheckpointConfig
@@ -27,15 +25,8 @@ LORA = "r=4,alpha=8,targets=attention+experts+vision+head"
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("base")
-    Tokenizer.train(embedded.texts(limit=200_000), 512, "compact").save(out / "tok")
-    config = pretrain.Config(
-        model="nano", tokenizer=out / "tok", data="english:1,picture/number:1", out=out / "run",
-        steps=2, rows=2, length=128,
-    )  # fmt: skip
-    assert pretrain.main(config) == 0
-    return out / "run" / "model"
+def base(pretrained) -> Path:
+    return pretrained()
 
 
 def tuned(base: Path, out: Path, **fields) -> sft.Config:

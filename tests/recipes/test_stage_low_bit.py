@@ -12,15 +12,13 @@ from safetensors.torch import load_file
 
 import herdling
 from herdling import lora
-from herdling.data import embedded
 from herdling.errors import ConfigError
-from herdling.inputs.tokenizer import Tokenizer
 from herdling.metrics import METRICS, read
 from herdling.quant.formats import quantize
 from herdling.quant.modules import Matrix
 from herdling.quant.schemes import scheme
 from herdling.quant.swap import swap
-from herdling.recipes import pretrain, sft
+from herdling.recipes import sft
 
 
 def main(config: sft.Config) -> int:
@@ -33,15 +31,8 @@ def main(config: sft.Config) -> int:
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("base")
-    Tokenizer.train(embedded.texts(limit=100_000), 512, "compact").save(out / "tok")
-    config = pretrain.Config(
-        model="nano", tokenizer=out / "tok", data="english", out=out / "run", vision=False,
-        steps=2, rows=2, length=64,
-    )  # fmt: skip
-    assert pretrain.main(config) == 0
-    return out / "run" / "model"
+def base(pretrained) -> Path:
+    return pretrained(vision=False)
 
 
 def tuned(base: Path, out: Path, **fields) -> sft.Config:

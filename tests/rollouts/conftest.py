@@ -1,7 +1,6 @@
 """A toy model that sees pictures and writes any token, and games with scripted replies."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import pytest
 import torch
@@ -9,9 +8,7 @@ import torch
 from herdling.infer.lm import LM
 from herdling.infer.request import Completion, Event, Request
 from herdling.inputs.tokenizer import Tokenizer
-from herdling.model.config import preset
-from herdling.model.init import initialize
-from herdling.model.llama import build, decoder_of
+from herdling.model.llama import decoder_of
 
 
 @pytest.fixture(scope="session")
@@ -20,16 +17,13 @@ def tok() -> Tokenizer:
 
 
 @pytest.fixture(scope="session")
-def make_lm(tok: Tokenizer) -> Callable[..., LM]:
+def make_lm(tok: Tokenizer, toy_lm: Callable[..., LM]) -> Callable[..., LM]:
     def make(vision: bool = True, **fields) -> LM:
-        config = preset("nano", vision=vision, vocab_size=len(tok), **fields)
-        if vision:
-            config = replace(config, image_token_index=tok.patch)
-        model = initialize(build(config), std=0.1).eval()
+        made = toy_lm(tok, vision, mute=False, **fields)
         with torch.no_grad():  # of the control tokens only those that end a turn can be drawn
             specials = [i for i in tok.specials.values() if i not in (*tok.stop_ids, tok.patch)]
-            decoder_of(model).lm_head.weight[specials] = -1
-        return LM(model, tok)
+            decoder_of(made.model).lm_head.weight[specials] = -1
+        return made
 
     return make
 

@@ -12,7 +12,6 @@ from weakref import WeakKeyDictionary
 
 import httpx
 import pytest
-import torch
 import uvicorn
 from fastapi import FastAPI
 
@@ -20,9 +19,6 @@ from herdling.errors import Error
 from herdling.infer.lm import LM
 from herdling.infer.request import Completion, Event, Request, Stats, Timings, check
 from herdling.inputs.tokenizer import Tokenizer
-from herdling.model.config import preset
-from herdling.model.init import initialize
-from herdling.model.llama import build, decoder_of
 from herdling.serve.app import create
 from herdling.serve.server import bind
 from herdling.serve.service import Service, Settings
@@ -39,19 +35,9 @@ def tok() -> Tokenizer:
 
 
 @pytest.fixture(scope="session")
-def lm(tok: Tokenizer) -> LM:
+def lm(tok: Tokenizer, toy_lm: Callable[..., LM]) -> LM:
     """Nano with vision, 2048 positions; its greedy replies hold no control tokens."""
-    config = preset("nano", vision=True, vocab_size=len(tok), max_position_embeddings=2048)
-    config = replace(
-        config,
-        image_token_index=tok.patch,
-        boi_token_index=tok.special("<|image_start|>"),
-        eoi_token_index=tok.special("<|image_end|>"),
-    )
-    model = initialize(build(config), seed=3, std=0.12).eval()
-    with torch.no_grad():
-        decoder_of(model).lm_head.weight[list(tok.specials.values())] = 0
-    return LM(model, tok)
+    return toy_lm(tok, seed=3, std=0.12, max_position_embeddings=2048)
 
 
 class FakeEngine:

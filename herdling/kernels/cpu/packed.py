@@ -16,6 +16,7 @@ packed weights are never stored. Layout: `weight.h`. Left out: zero points, K ab
 """
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -70,6 +71,18 @@ class Packed:
     @property
     def nbytes(self) -> int:
         return self.codes.nbytes + self.scales.nbytes
+
+    @property
+    def parts(self) -> tuple[Tensor, Tensor, list[int]]:
+        """What a custom op can take: codes, scales, all else as integers (`of_parts`)."""
+        layout = (self.outputs, self.inputs, self.group, self.experts, self.kind, int(self.floats))
+        return self.codes, self.scales, list(layout)
+
+
+def of_parts(codes: Tensor, scales: Tensor, layout: Sequence[int]) -> Packed:
+    """The matrix that `Packed.parts` took apart, on the same memory."""
+    outputs, inputs, group, experts, kind, floats = layout
+    return Packed(codes, scales, outputs, inputs, group, experts, kind, bool(floats))
 
 
 def pack(codes: Tensor, scales: Tensor, group: int = 0, floats: bool = False) -> Packed:
@@ -138,6 +151,8 @@ def _packed(codes: Tensor, scales: Tensor, group: int, kind: int, floats: bool) 
 
 def linear(x: Tensor, weight: Packed) -> Tensor:
     """x (..., K) float32 or bfloat16 -> (..., N) in x's type."""
+    if torch.compiler.is_compiling():
+        return torch.ops.herdling.packed_linear(x, *weight.parts)
     check(x)
     _fits(x, weight)
     x = x.contiguous()
@@ -149,6 +164,8 @@ def linear(x: Tensor, weight: Packed) -> Tensor:
 
 def swiglu(x: Tensor, gate_up: Packed, down: Packed) -> Tensor:
     """down(silu(gate(x)) * up(x)): x (..., D); gate_up of 2F outputs, gate first -> (..., D)."""
+    if torch.compiler.is_compiling():
+        return torch.ops.herdling.packed_swiglu(x, *gate_up.parts, *down.parts)
     check(x)
     _fits(x, gate_up)
     _belong(gate_up, down)
@@ -161,6 +178,8 @@ def swiglu(x: Tensor, gate_up: Packed, down: Packed) -> Tensor:
 
 def experts(x: Tensor, chosen: Tensor, gates: Tensor, gate_up: Packed, down: Packed) -> Tensor:
     """As `herdling.kernels.cpu.experts`; rows are quantized after the gate, as they are dispatched."""
+    if torch.compiler.is_compiling():
+        return torch.ops.herdling.packed_experts(x, chosen, gates, *gate_up.parts, *down.parts)
     gates = gates.to(x.dtype).contiguous()
     check(x, gates)
     _fits(x, gate_up, routed=True)

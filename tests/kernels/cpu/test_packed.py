@@ -213,3 +213,40 @@ def test_what_is_not_supported_is_refused_by_name(native):
         packed.experts(torch.ones(1, 64), torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1), weight, weight)  # fmt: skip
     with pytest.raises(InputError, match="belong"):
         packed.swiglu(torch.ones(1, 64), weight, weight)
+
+
+@pytest.mark.parametrize("floats", [False, True])
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.usefixtures("native")
+def test_custom_ops_agree_with_their_fakes_and_the_calls(form, floats):
+    gate_up, _ = quantized(96, 64, form=form, floats=floats)
+    down, _ = quantized(64, 48, form=form, seed=1, floats=floats)
+    routed_up, _ = quantized(3, 96, 64, form=form, floats=floats)
+    routed_down, _ = quantized(3, 64, 48, form=form, seed=1, floats=floats)
+    x, chosen, gates = (
+        random(5, 64),
+        torch.tensor([[0], [2], [1], [0], [2]]),
+        random(5, 1).sigmoid(),
+    )
+    made = torch.ops.herdling
+    for op, call, before, matrices in (
+        (made.packed_linear, packed.linear, (x,), (gate_up,)),
+        (made.packed_swiglu, packed.swiglu, (x,), (gate_up, down)),
+        (made.packed_experts, packed.experts, (x, chosen, gates), (routed_up, routed_down)),
+    ):
+        arguments = (*before, *(part for m in matrices for part in m.parts))
+        torch.library.opcheck(op.default, arguments, test_utils=("test_schema", "test_faketensor"))
+        assert torch.equal(op(*arguments), call(*before, *matrices))
+
+
+@pytest.mark.usefixtures("native")
+def test_dynamo_traces_through_packed_products_without_a_break():
+    gate_up, _ = quantized(96, 64, form="int4-g32")
+    down, _ = quantized(64, 48, form="int4-g32", seed=1)
+
+    def block(x: Tensor) -> Tensor:
+        return packed.linear(packed.swiglu(x, gate_up, down), gate_up) + 1
+
+    x = random(3, 64)
+    traced = torch.compile(block, backend="eager", fullgraph=True)
+    assert torch.equal(traced(x), block(x))
