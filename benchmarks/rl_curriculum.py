@@ -29,9 +29,9 @@ from herdling.recipes.demo_stages import RATES
 from herdling.rollouts.curriculum import FilterConfig
 from herdling.train.online import OnlineConfig
 
-TASKS = "count_shapes,shape_colour,calculator,languages"
+TASKS = "count_shapes,shape_colour,largest_bar,calculator,languages"
 SFT = (
-    "count_shapes:0.25,locate_shape:0.25,shape_colour:0.25,largest_bar:0.2,calculator:6,languages:0.25"
+    "count_shapes:0.2,locate_shape:0.2,shape_colour:0.2,largest_bar:0.2,calculator:5,languages:0.2"
 )
 """Mostly the calculator, as copying numbers into calls is what a model this small learns last."""
 MODES = ("filtered", "uniform")
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("base", help="a pretrained model folder, such as the demo's")
     parser.add_argument("--out", type=Path, default=Path("runs/rl_curriculum"))
     parser.add_argument("--tasks", default=TASKS)
-    parser.add_argument("--sft-steps", type=int, default=1000)
+    parser.add_argument("--sft-steps", type=int, default=550)
     parser.add_argument("--steps", type=int, default=60, help="of the filtered runs")
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--rate", type=float, default=2e-4)
