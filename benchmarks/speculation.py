@@ -10,7 +10,8 @@ the run ends with status 1.
 Predictions are for the acceptance and the lengths that were measured, (tokens of a check by the
 formula) / (g c + v(g)): *by time* with the cost c of a guess and v(g) of a check timed apart in the same
 run (guesses that are never right, on random text), *by bytes* with those that the engine itself goes by.
-`--batch N` decodes N prompts together instead.
+`--batch N` decodes N of them together, as a server does: when one ends, the
+next begins, and lengths vary so that they do not end together.
 """
 
 import argparse
@@ -48,7 +49,7 @@ class Counted:
     """A drafter that notes how many tokens were proposed at a time."""
 
     def __init__(self, inner: Drafter) -> None:
-        self.inner, self.cost = inner, inner.cost
+        self.inner, self.cost, self.sampled = inner, inner.cost, inner.sampled
         self.lengths: Counter[int] = Counter()
 
     def begin(self, ids: Sequence[int]) -> Draft:
@@ -84,7 +85,7 @@ def step_times(lm: LM, prompt: Sequence[int], rounds: int) -> tuple[float, list[
     times: list[list[float]] = [[] for _ in range(LONGEST + 1)]
     engines, first = [], []
     for count in range(LONGEST + 1):
-        engine = Engine(lm.model, lm.tokenizer, reuse=False, drafter=Wrong(count), longest_guess=LONGEST)  # fmt: skip
+        engine = Engine(lm.model, lm.tokenizer, reuse=False, drafter=Wrong(count), longest_guess=LONGEST, adapt_guesses=False)  # fmt: skip
         engine._costs = Costs(0.0, (1.0,) * count + (0.5,))  # so that it always asks for all
         engine.add(Request(list(prompt), max_tokens=rounds + 8))
         began = clock()
@@ -219,23 +220,24 @@ def measure(
     check: Sequence[float],
     guess: dict[str, float],
 ) -> None:
-    """Time all contenders in turn, a batch of prompts at a time, and print a line for each."""
+    """Time all contenders in turn and print a line for each."""
     contenders = {"plain": None, **drafters}
+    limits = {"longest_guess": LONGEST, "max_running": args.batch}
     engines = {
-        name: Engine(lm.model, lm.tokenizer, reuse=False, drafter=drafter, longest_guess=LONGEST)
+        name: Engine(lm.model, lm.tokenizer, reuse=False, drafter=drafter, **limits)
         for name, drafter in contenders.items()
     }
     seconds: dict[str, list[float]] = {name: [] for name in engines}
     sampling = Sampling(args.temperature, top_p=args.top_p)
-    new = 0
+    new, group = 0, 1 if args.batch == 1 else len(prompts)
     for _ in range(args.rounds):
         spent = dict.fromkeys(engines, 0.0)
-        for at in range(0, len(prompts), args.batch):
+        for at in range(0, len(prompts), group):
             replies = []
             for name, engine in engines.items():
                 requests = [
-                    Request(list(prompt), max_tokens=args.tokens, sampling=sampling, seed=at + i)
-                    for i, prompt in enumerate(prompts[at : at + args.batch])
+                    Request(list(prompt), max_tokens=most(args, i), sampling=sampling, seed=at + i)
+                    for i, prompt in enumerate(prompts[at : at + group])
                 ]
                 began = clock()
                 replies.append([done.ids for done in engine.run(requests)])
@@ -269,6 +271,11 @@ def measure(
             "by bytes": costs.draft,
         }
         print(json.dumps({k: round(v, 3) if isinstance(v, float) else v for k, v in line.items()}))
+
+
+def most(args: argparse.Namespace, i: int) -> int:
+    """New tokens of a reply: half as many to all, where several run together."""
+    return args.tokens if args.batch == 1 else args.tokens * (8 + i * 5 % 8) // 15
 
 
 def explaining(accepted: int, lengths: Counter[int]) -> float:

@@ -36,14 +36,14 @@ class _Drafts:
     """What both kinds of drafts are: a decoder that guesses."""
 
     def __init__(self, model: TextLM, longest: int, sampled: bool) -> None:
-        self._model, self.longest, self._sampled = model, longest, sampled
+        self._model, self.longest, self.sampled = model, longest, sampled
         self._leaves = Native(model)
         self._native = NativeDrafts(model, longest)
 
     def begin(self, ids: Sequence[int]) -> Draft:
-        if self._native.fits and not self._sampled:
+        if self._native.fits and not self.sampled:
             return self._native.begin(ids)
-        return ModelGuess(self._model, self._leaves, ids, self.longest, self._sampled)
+        return ModelGuess(self._model, self._leaves, ids, self.longest, self.sampled)
 
     def propose(self, asked: Sequence[Asked]) -> list[Proposal]:
         return together(self._native, asked)

@@ -59,6 +59,8 @@ class Drafter(Protocol):
 
     cost: float
     """Of a proposed token, in steps of the target, by the bytes they read."""
+    sampled: bool
+    """Whether proposals are drawn, so that their number is part of what a seed reproduces."""
 
     def begin(self, ids: Sequence[int]) -> Draft: ...
 
@@ -69,6 +71,8 @@ class Drafter(Protocol):
 
 class OneByOne:
     """`Drafter.propose` for those that gain nothing from several sequences at once."""
+
+    sampled = False
 
     def propose(self, asked: Sequence[Asked]) -> list[Proposal]:
         return [draft.propose(count, sampler) for draft, count, sampler in asked]
@@ -159,6 +163,7 @@ class FirstDraft:
             raise ConfigError("FirstDraft has no drafts; give at least one")
         self._drafters = drafters
         self.cost = max(drafter.cost for drafter in drafters)
+        self.sampled = any(drafter.sampled for drafter in drafters)
 
     def begin(self, ids: Sequence[int]) -> "FirstGuess":
         return FirstGuess([drafter.begin(ids) for drafter in self._drafters])

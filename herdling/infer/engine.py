@@ -12,10 +12,11 @@ what its request alone would give. One thread at a time may use an engine.
 """
 
 import os
+import time
 from collections import deque
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,6 +26,7 @@ from herdling import lora
 from herdling.errors import ConfigError, Error
 from herdling.infer.costs import predict
 from herdling.infer.drafts import Drafter, Proposal
+from herdling.infer.guessing import MOST, Guessing
 from herdling.infer.kv_quant import layers_of, open_store
 from herdling.infer.pace import Pace
 from herdling.infer.pages import PAGE, Pages
@@ -52,9 +54,25 @@ if TYPE_CHECKING:
 COUNTED = ("prompt", "cached", "new", "steps", "finished", "drafted", "accepted")
 LATENCY = 2**24
 """What the engine does around a step's products, in bytes that they would read in that time: about a
-millisecond. It decides how many tokens are guessed, and so the speed alone."""
+millisecond. It decides how many tokens are guessed at first, and so the speed alone."""
 SCORED_AT_ONCE = 256
 """Prompt positions whose logits are in memory at once."""
+
+
+@dataclass
+class _Test:
+    """A guess that is to be tested in a step."""
+
+    piece: Piece
+    guess: Proposal
+    step: slice
+    """The piece's rows in the step."""
+    first: int = 0
+    """Its first row of logits: of the last token before the guess."""
+
+    @property
+    def rows(self) -> int:
+        return len(self.guess.tokens) + 1
 
 
 class Engine:
@@ -74,6 +92,7 @@ class Engine:
         kv: str = "plain",
         page: int = PAGE,
         adapt_threads: bool = False,
+        adapt_guesses: bool = True,
     ) -> None:
         """
         Args:
@@ -92,6 +111,9 @@ class Engine:
                 Beginnings are shared in whole pages: small ones suit many replies to short prompts.
             adapt_threads: on a CPU, let each step have one thread of torch or all, by what was faster
                 lately (`pace`). Log-probs may then differ in their last bits from run to run.
+            adapt_guesses: time steps, and guess as many tokens as are fastest by that (`guessing`);
+                otherwise lengths go by predicted costs and a request's own past alone, as they do
+                where a drafter draws what it proposes.
         """
         for name, value in (
             ("max_running", max_running),
@@ -111,11 +133,13 @@ class Engine:
         if memory is not None and memory < least:  # said now, not with the first request
             raise ConfigError(f"memory is {memory} bytes; the cache needs at least {least}")
         self._drafter, self._costs = drafter, None
+        self._guessing: Guessing | None = None
         if drafter is not None:
             width = next(model.parameters()).element_size()
-            self._costs = predict(
-                model.config, drafter.cost, longest_guess, width=width, latency=LATENCY
-            )
+            costs = predict(model.config, drafter.cost, MOST // 8, width=width, latency=LATENCY)
+            self._costs = replace(costs, verify=costs.verify[: longest_guess + 1])
+            if adapt_guesses and not drafter.sampled:
+                self._guessing = Guessing(costs)
         self._compiler: GrammarCompiler | None = None
         self._next = 0
         self._ended: deque[Event] = deque()
@@ -148,7 +172,13 @@ class Engine:
             )
             pages = Pages(store.pages)
             scheduler = Scheduler(
-                store, pages, self._max_running, self._step_tokens, self._reuse, guess
+                store,
+                pages,
+                self._max_running,
+                self._step_tokens,
+                self._reuse,
+                guess,
+                self._guessing,
             )
             self._open = scheduler, Runner(self.model, store)
         return self._open
@@ -223,16 +253,22 @@ class Engine:
         events = list(self._ended)
         self._ended.clear()
         scheduler, runner = self._ready()
+        begun = time.perf_counter()
         pieces = scheduler.plan()
         if not pieces:
             return events
         tokens = sum(len(piece.tokens) for piece in pieces)
+        guessed = 0.0
         with self._pace(tokens) if self._pace else nullcontext():
-            return events + self._compute(pieces, runner)
+            guessed = self._guess(pieces)
+            events += self._compute(pieces, runner)
+        if self._guessing:
+            count = sum(len(piece.guess.tokens) for piece in pieces if piece.guess)
+            self._guessing.note(tokens + count, count, time.perf_counter() - begun - guessed)
+        return events
 
     def _compute(self, pieces: Sequence[Piece], runner: Runner) -> list[Event]:
         """Run the pieces, and sample where a sequence's tokens are all computed."""
-        self._guess(pieces)
         hidden, routes = runner.run(pieces)
         self._count(pieces, routes)
         ready: list[tuple[Piece, slice]] = []
@@ -251,18 +287,26 @@ class Engine:
         with runner.choosing(rows):
             return self._sample(ready, hidden, routes)
 
-    def _guess(self, pieces: Sequence[Piece]) -> None:
-        """Let the drafter guess on where a piece has all tokens there are."""
+    def _guess(self, pieces: Sequence[Piece]) -> float:
+        """Let the drafter guess on where a piece has all tokens there are; the seconds that it took."""
         asked = [
-            (piece, speculation.asked(piece.guessing, piece.sequence.sampler))
+            (piece, speculation, piece.guessing)
             for piece in pieces
-            if piece.last and (speculation := piece.sequence.speculation)
+            if piece.guessing and (speculation := piece.sequence.speculation)
         ]
-        asked = [(piece, ask) for piece, ask in asked if ask[1]]
-        if self._drafter and asked:
-            proposals = self._drafter.propose([ask for _, ask in asked])
-            for (piece, _), proposal in zip(asked, proposals, strict=True):
-                piece.add(proposal)
+        if not self._drafter or not asked:
+            return 0.0
+        begun = time.perf_counter()
+        proposals = self._drafter.propose(
+            [(own.draft, count, piece.sequence.sampler) for piece, own, count in asked]
+        )
+        took = time.perf_counter() - begun
+        # A draft that must first catch up takes longer, which says nothing about its guesses.
+        if self._guessing and all(own.current for _, own, _ in asked):
+            self._guessing.guesses.note(sum(count for _, _, count in asked) - 1, took)
+        for (piece, _, _), proposal in zip(asked, proposals, strict=True):
+            piece.add(proposal)
+        return took
 
     def _note_experts(self, piece: Piece, end: int, rows: slice, routes: Tensor | None) -> None:
         """Note the experts of the piece's positions below `end`, where they are wanted."""
@@ -276,7 +320,7 @@ class Engine:
         """The next tokens of every sequence whose tokens are all computed."""
         events: list[Event] = []
         plain: list[tuple[Running, int]] = []
-        guessed: list[tuple[Piece, slice]] = []
+        tests: list[_Test] = []
         for piece, rows in ready:
             sequence = piece.sequence
             if piece.guess is None:
@@ -285,54 +329,78 @@ class Engine:
             if sequence.room == 0:
                 events.append(self._retire(sequence, sequence.end("length")))
             elif piece.guess is not None:
-                guessed.append((piece, rows))
+                tests.append(_Test(piece, piece.guess, rows))
             elif (problem := sequence.prepare()) is not None:
                 failed = Event(sequence.index, None, 0.0, "", error=problem)
                 events.append(self._retire(sequence, failed))
             else:
                 plain.append((sequence, rows.stop - 1))
+        # One product with the head for all: the plain ones first, then each test's rows.
+        places = [row for _, row in plain]
+        names = [sequence.request.adapter for sequence, _ in plain]
+        for test in tests:
+            test.first = len(places)
+            places += range(test.step.stop - test.rows, test.step.stop)
+            names += [test.piece.sequence.request.adapter] * test.rows
+        if not places:
+            return events
+        logits = self._ready()[1].logits(hidden[places], names)
         if plain:
-            names = [sequence.request.adapter for sequence, _ in plain]
-            logits = self._ready()[1].logits(hidden[[row for _, row in plain]], names)
+            mine = logits[: len(plain)]
             masks = None
             if any(sequence.matcher for sequence, _ in plain):
                 masks = [sequence.matcher and sequence.matcher.apply for sequence, _ in plain]
-            tokens, logprobs = choose(logits, [sequence.sampler for sequence, _ in plain], masks)
+            tokens, logprobs = choose(mine, [sequence.sampler for sequence, _ in plain], masks)
             wanted = [sequence.request.top_logprobs for sequence, _ in plain]
-            tops = top_of(logits, wanted) if any(wanted) else [[]] * len(plain)
+            tops = top_of(mine, wanted) if any(wanted) else [[]] * len(plain)
             for i, (sequence, _) in enumerate(plain):
                 events += self._take(sequence, None, [(tokens[i], logprobs[i], tops[i])])
-        for piece, rows in guessed:
-            events += self._verify(piece, rows, hidden, routes)
+        if tests:
+            events += self._verify(tests, logits, routes)
         return events
 
     def _verify(
-        self, piece: Piece, rows: slice, hidden: Tensor, routes: Tensor | None
+        self, tests: Sequence["_Test"], logits: Tensor, routes: Tensor | None
     ) -> list[Event]:
-        """Keep what the model agrees with of a piece's guess, and one token of its own."""
-        sequence, guess = piece.sequence, piece.guess
-        assert guess is not None
-        first = rows.stop - len(guess.tokens) - 1
-        adapter = sequence.request.adapter
-        logits = self._ready()[1].logits(hidden[first : rows.stop], [adapter])
-        try:
-            masks = sequence.matcher and sequence.matcher.along(guess.tokens)
-            tokens = accept(logits, guess.tokens, guess.q, sequence.sampler, masks)
-        except Error as problem:
-            return [self._retire(sequence, Event(sequence.index, None, 0.0, "", error=problem))]
-        end = piece.end - len(guess.tokens) - 1 + len(tokens)
-        self._note_experts(piece, end, rows, routes)
-        self._counts["drafted"] += len(guess.tokens)
-        self._counts["accepted"] += len(tokens) - 1
-        own = logits[: len(tokens)]
-        chosen = torch.tensor(tokens, device=own.device)[:, None]
-        picked = own.log_softmax(-1).gather(1, chosen).squeeze(1)
-        logprobs = picked.tolist()
-        wanted = sequence.request.top_logprobs
-        tops = top_of(own, [wanted] * len(own)) if wanted else [[]] * len(own)
-        events = self._take(sequence, guess, list(zip(tokens, logprobs, tops, strict=True)))
-        if events[-1].completion is None and events[-1].error is None:
-            sequence.memory.advance(end, self._reuse)
+        """Keep what the model agrees with of each guess, and one token of its own."""
+        events: list[Event] = []
+        passed: list[tuple[_Test, list[int]]] = []
+        kept: list[int] = []
+        likeliest = logits.argmax(-1).tolist()
+        for test in tests:
+            sequence, rows = test.piece.sequence, slice(test.first, test.first + test.rows)
+            try:
+                masks = sequence.matcher and sequence.matcher.along(test.guess.tokens)
+                tokens = accept(
+                    logits[rows], test.guess.tokens, test.guess.q, sequence.sampler, masks,
+                    likeliest[rows],
+                )  # fmt: skip
+            except Error as problem:
+                failed = Event(sequence.index, None, 0.0, "", error=problem)
+                events.append(self._retire(sequence, failed))
+            else:
+                passed.append((test, tokens))
+                kept += range(test.first, test.first + len(tokens))
+        if not passed:
+            return events
+        own = logits[kept]
+        chosen = torch.tensor([token for _, tokens in passed for token in tokens])
+        logprobs = own.log_softmax(-1).gather(1, chosen[:, None].to(own.device))[:, 0].tolist()
+        wanted = [test.piece.sequence.request.top_logprobs for test, tokens in passed for _ in tokens]  # fmt: skip
+        tops = top_of(own, wanted) if any(wanted) else [[]] * len(wanted)
+        first = 0
+        for test, tokens in passed:
+            piece = test.piece
+            end = piece.end - test.rows + len(tokens)
+            self._note_experts(piece, end, test.step, routes)
+            self._counts["drafted"] += len(test.guess.tokens)
+            self._counts["accepted"] += len(tokens) - 1
+            mine = slice(first, first := first + len(tokens))
+            new = list(zip(tokens, logprobs[mine], tops[mine], strict=True))
+            brought = self._take(piece.sequence, test.guess, new)
+            if brought[-1].completion is None and brought[-1].error is None:
+                piece.sequence.memory.advance(end, self._reuse)
+            events += brought
         return events
 
     def _take(

@@ -32,8 +32,15 @@ from herdling.quant.modules import Matrix, QuantExperts, QuantLinear
 
 MOST_TOKENS = 16
 """Tokens of a step up to which the native products are faster than torch's."""
+MOST_FUSED = 64
+"""The same where all blocks are one call: in between there is then nothing of torch's either."""
+NARROW = 256
+"""Width up to which that takes so much of a step that twice as many tokens are."""
 MANY_SEEN = 2**14
 """Positions seen by a step's tokens from which on attention is worth torch's threads."""
+MANY_ATTENDED = 2**16
+"""Positions seen by each of a step's tokens, in all, from which on torch's attention is faster: fused
+blocks read them again for each token."""
 MANY_LOGITS = 2**19
 """Logits of a step from which on choosing among them is."""
 
@@ -53,6 +60,8 @@ class Native:
 
     def __init__(self, decoder: TextLM) -> None:
         weight = decoder.model.embed_tokens.weight
+        self.longest = MOST_FUSED * (2 if weight.shape[1] <= NARROW else 1)
+        """Tokens of a step up to which blocks are better fused."""
         self._leaves: list[tuple[nn.Module, str, Callable]] = []
         kinds = (torch.float32, torch.bfloat16)
         self.fits = weight.device.type == "cpu" and weight.dtype in kinds and cpu.available()
@@ -80,11 +89,14 @@ class Native:
         Where they see few positions, `seen` in all, torch does the rest in one thread. Yields whether
         every block is fused, so that there is no rest.
         """
-        if not self.fits or tokens > MOST_TOKENS:
+        if not self.fits or tokens > (MOST_TOKENS if step is None else self.longest):
             yield False
             return
         fused = self.fused() if step is not None and not torch.is_grad_enabled() else []
         whole = len(fused) == len(self._blocks)
+        if tokens > MOST_TOKENS and not whole:
+            yield False
+            return
         swapped: list[tuple[nn.Module, str, Callable]]
         if step is not None and whole:
             swapped = [(self._decoder, "blocks", partial(_blocks, self._whole(fused), step))]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from herdling import lora
-from herdling.infer.native import MOST_TOKENS, Native, Step
+from herdling.infer.native import MANY_ATTENDED, MOST_TOKENS, Native, Step
 from herdling.infer.pages import Store, Track
 from herdling.infer.scheduler import Piece
 from herdling.kernels.attention import attend_causal, attend_chunked, attend_last, attend_past
@@ -66,7 +66,9 @@ class Runner:
         seen, step = sum(piece.end for piece in pieces), None
         routes: list[Tensor] = []
         if self._native.fits and type(self.store) is Store and self.store.dtype == x.dtype:
-            step = Step(at.last, routes) if len(tokens) <= MOST_TOKENS else None
+            attended = sum(len(piece.tokens) * piece.end for piece in pieces)
+            most = self._native.longest if attended < MANY_ATTENDED else MOST_TOKENS
+            step = Step(at.last, routes) if len(tokens) <= most else None
         with (
             adapted,
             self._native.leaves(len(tokens), seen, step) as fused,

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from herdling.errors import InputError
 from herdling.infer.drafts import Proposal
+from herdling.infer.guessing import Guessing
 from herdling.infer.pages import Pages, Store
 from herdling.infer.sequence import Sequence
 
@@ -58,10 +59,12 @@ class Scheduler:
         step_tokens: int,
         reuse: bool,
         longest_guess: int = 0,
+        guessing: Guessing | None = None,
     ) -> None:
+        """`guessing` chooses for all together; without, each sequence goes by its own past."""
         self.store, self.pages = store, pages
         self.max_running, self.step_tokens, self.reuse = max_running, step_tokens, reuse
-        self.longest_guess = longest_guess
+        self.longest_guess, self._guessing = longest_guess, guessing
         self.running: list[Sequence] = []
         self.preemptions = 0
         self._queue: list[tuple[tuple[int, int], Sequence]] = []
@@ -116,13 +119,14 @@ class Scheduler:
         pieces: list[Piece] = []
         reading = sum(not s.decoding for s in self.running)
         left = max(self.step_tokens - (len(self.running) - reading), reading)
+        wanted = self._to_guess()
         for sequence in list(self.running):
             if sequence not in self.running:
                 continue  # preempted by one before it
             start = sequence.memory.computed
             count, guessing = len(sequence.ids) - start, 0
             if sequence.decoding:
-                guessing = sequence.to_guess()
+                guessing = wanted.get(sequence.index, 0)
             else:
                 count = min(count, max(1, left // reading))
                 left, reading = left - count, reading - 1
@@ -130,6 +134,24 @@ class Scheduler:
                 sequence.memory.grow(start + count + guessing)
                 pieces.append(Piece(sequence, start, sequence.ids[start : start + count], guessing))
         return pieces
+
+    def _to_guess(self) -> dict[int, int]:
+        """Tokens to guess for each sequence that decodes."""
+        if self.longest_guess < 1 or (self._guessing and self._guessing.resting()):
+            return {}
+        asked = [
+            (sequence, sequence.speculation, min(self.longest_guess, sequence.guessable))
+            for sequence in self.running
+            if sequence.speculation and sequence.decoding
+        ]
+        if self._guessing is None:
+            return {sequence.index: min(own.wanted(), most) for sequence, own, most in asked}
+        if len(asked) < len(self.running):  # a step that reads prompts is long as it is
+            return {}
+        counts = self._guessing.choose([(own.length, most) for _, own, most in asked])
+        return {
+            sequence.index: count for (sequence, _, _), count in zip(asked, counts, strict=True)
+        }
 
     def _room(self, sequence: Sequence, end: int) -> bool:
         """Make pages available for positions below `end`, from sequences of lower rank if need be."""

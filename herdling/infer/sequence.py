@@ -10,7 +10,7 @@ from torch import Tensor
 
 from herdling.errors import Error
 from herdling.infer.costs import Costs
-from herdling.infer.drafts import Asked, Drafter, Proposal
+from herdling.infer.drafts import Drafter, Proposal
 from herdling.infer.pages import Pages, Store, Track
 from herdling.infer.prefix import Chain
 from herdling.infer.request import (
@@ -217,11 +217,10 @@ class Sequence:
         """Whether all but the newest token are computed."""
         return self.memory.computed == len(self.ids) - 1 >= self.prompt
 
-    def to_guess(self) -> int:
-        """Tokens to guess in the next step; the same until that step has run."""
-        if self.speculation is None:
-            return 0
-        return min(self.speculation.wanted(), self.room - (len(self.ids) - self.prompt) - 1)
+    @property
+    def guessable(self) -> int:
+        """Tokens that a guess may have so that the reply does not get too long."""
+        return self.room - (len(self.ids) - self.prompt) - 1
 
     def begin(self, reuse: bool) -> None:
         """Called when it starts, or starts again: take over what is computed already."""
@@ -314,24 +313,23 @@ class Sequence:
 
 
 class Speculation:
-    """Who guesses for a sequence, and how many tokens at a time."""
+    """Who guesses for a sequence, and what came of it."""
 
     def __init__(self, drafter: Drafter, costs: Costs, ids: list[int]) -> None:
         self.draft, self.length = drafter.begin(ids), DraftLength(costs)
         self._wanted: int | None = None
+        self.current = False
+        """Whether the draft has read all but the newest tokens, having guessed in the last step."""
 
     def wanted(self) -> int:
+        """Tokens to guess by its own past; the same until a step has run."""
         if self._wanted is None:
             self._wanted = self.length.choose()
         return self._wanted
 
-    def asked(self, count: int, sampler: Sampler) -> Asked:
-        """What to ask the drafter for in this step."""
-        self._wanted = None
-        return self.draft, count, sampler
-
     def commit(self, guess: Proposal | None, tokens: list[int]) -> None:
         """The sequence went on with `tokens`."""
+        self._wanted, self.current = None, guess is not None
         if guess is not None:
             self.length.record(len(guess.tokens), len(tokens) - 1)
         self.draft.commit(tokens)

@@ -32,6 +32,7 @@ def accept(
     q: Tensor | None,
     sampler: Sampler,
     masks: Sequence[Mask | None] | None = None,
+    likeliest: list[int] | None = None,
 ) -> list[int]:
     """The tokens that one verification yields, 1 to g + 1: agreed ones, then one of the target's own.
 
@@ -40,16 +41,19 @@ def accept(
         q: (g, V) float64, the distributions that the drafted tokens were drawn from; None if the
             draft drew nothing.
         masks: g + 1 masks of a grammar, each for the state after the drafted tokens before it.
+        likeliest: `logits.argmax(-1)`, where it is known.
 
     `sampler` takes every returned token. Raises ValueError when the lengths do not fit.
     """
-    masks = [None] * len(logits) if masks is None else masks
-    if not len(draft) + 1 == len(logits) == len(masks) or (q is not None and len(q) != len(draft)):
+    rows = len(draft) + 1
+    masks = [None] * rows if masks is None else masks
+    if not rows == len(logits) == len(masks) or (q is not None and len(q) != len(draft)):
         raise ValueError(f"{len(draft)} drafted tokens with logits of shape {tuple(logits.shape)}")
     if q is not None and sampler.sampling.temperature > 0:
         return _tested(logits, draft, q, sampler, masks)
     if sampler.sampling.temperature == 0 and not sampler.adjusts and not any(masks):
-        likeliest = logits.argmax(-1).tolist()  # all positions with one transfer from a device
+        if likeliest is None:
+            likeliest = logits.argmax(-1).tolist()  # all positions with one transfer from a device
         tokens = likeliest[: _agreed(likeliest, draft) + 1]
         for token in tokens:
             sampler.take(token)
@@ -141,8 +145,12 @@ class DraftLength:
         best = self._costs.best(self.acceptance)
         if best or not self._costs.longest:
             return best
+        return int(self.probe())
+
+    def probe(self, worth: bool = True) -> bool:
+        """Whether to try one token where none is thought to pay; not while it could not pay if right."""
         self._waited += 1
-        return int(self._waited > self._pause)
+        return worth and self._waited > self._pause
 
     def record(self, drafted: int, accepted: int) -> None:
         """Tell what came of `drafted` tokens; nothing changes where none were."""

@@ -97,7 +97,7 @@ class Watch:
         monkeypatch.setattr(Native, "fused", lambda own: self._note(fuse(own)))
 
         def both(runner, pieces):
-            if sum(len(piece.tokens) for piece in pieces) > MOST_TOKENS:
+            if sum(len(piece.tokens) for piece in pieces) > runner._native.longest:
                 return run(runner, pieces)
             own, runner._native = runner._native, Native(decoder_of(runner.model))
             runner._native.fits = False

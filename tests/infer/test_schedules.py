@@ -93,9 +93,10 @@ def drafters(lm: LM) -> dict[str | None, Drafter | None]:
     max_running=st.integers(1, 8),
     reuse=st.booleans(),
     drafter=st.sampled_from([None, "ngram", "shared", "oracle"]),
+    adapt=st.booleans(),
 )  # fmt: skip
 def test_any_schedule(
-    plain_lm, alone, arrivals, cancels, step_tokens, pages, max_running, reuse, drafter
+    plain_lm, alone, arrivals, cancels, step_tokens, pages, max_running, reuse, drafter, adapt
 ):
     lm, requests = plain_lm, pool(plain_lm)
     # Pieces longer than a chunk hold more local pages at once.
@@ -103,7 +104,7 @@ def test_any_schedule(
     engine = Engine(
         lm.model, lm.tokenizer, memory=(pages + 1) * page_bytes(lm),
         step_tokens=step_tokens, max_running=max_running, reuse=reuse,
-        drafter=drafters(lm)[drafter], longest_guess=4,
+        drafter=drafters(lm)[drafter], longest_guess=4, adapt_guesses=adapt,
     )  # fmt: skip
     events: dict[int, list[Event]] = {}
     which, steps, gone = {}, 0, set()
@@ -350,7 +351,9 @@ def test_guesses_that_are_right_save_steps_and_change_nothing(plain_lm):
     request = replace(prompt(lm, 21), max_tokens=40, top_logprobs=2, want_experts=True)
     plain = Engine(lm.model, lm.tokenizer)
     want = plain.run([request])[0]
-    engine = Engine(lm.model, lm.tokenizer, drafter=Oracle(lm), longest_guess=5)
+    engine = Engine(
+        lm.model, lm.tokenizer, drafter=Oracle(lm), longest_guess=5, adapt_guesses=False
+    )
     events = list(engine.stream([request]))
     got = events[-1].completion
     assert got is not None
@@ -368,19 +371,21 @@ def test_guesses_that_are_right_save_steps_and_change_nothing(plain_lm):
     assert reply.ids == want.ids[35:]
 
 
-def test_a_seed_reproduces_with_guesses_whatever_else_runs(plain_lm):
+@pytest.mark.parametrize("sampled", [False, True])
+def test_a_seed_reproduces_with_guesses_whatever_else_runs(plain_lm, sampled):
     lm = plain_lm
     hot = Sampling(temperature=0.7)
     requests = [replace(r, sampling=hot, seed=i, max_tokens=12) for i, r in enumerate(mixed(lm))]
-    alone = [
-        Engine(lm.model, lm.tokenizer, drafter=SharedExpertDraft(lm.model)).run([r])[0].ids
-        for r in requests
-    ]
-    engine = Engine(
-        lm.model, lm.tokenizer, drafter=SharedExpertDraft(lm.model), step_tokens=19, max_running=4
-    )
-    assert [reply.ids for reply in engine.run(requests[::-1])][::-1] == alone
-    assert engine.stats().drafted > 0
+
+    def engine(**limits) -> Engine:
+        # Lengths are part of what drafts that draw reproduce: no clock is asked for them by itself.
+        drafter = SharedExpertDraft(lm.model, sampled=sampled)
+        return Engine(lm.model, lm.tokenizer, drafter=drafter, adapt_guesses=sampled, **limits)
+
+    alone = [engine().run([r])[0].ids for r in requests]
+    together = engine(step_tokens=19, max_running=4)
+    assert [reply.ids for reply in together.run(requests[::-1])][::-1] == alone
+    assert together.stats().drafted > 0
 
 
 def test_a_stop_inside_a_guess_ends_the_reply(plain_lm):
@@ -388,7 +393,9 @@ def test_a_stop_inside_a_guess_ends_the_reply(plain_lm):
     request = replace(prompt(lm, 21), max_tokens=40)
     free = lm.engine.run([request])[0].ids
     end = next(i for i in range(9, 40) if free[i] not in free[:i])
-    engine = Engine(lm.model, lm.tokenizer, drafter=Oracle(lm), longest_guess=8)
+    engine = Engine(
+        lm.model, lm.tokenizer, drafter=Oracle(lm), longest_guess=8, adapt_guesses=False
+    )
     reply = engine.run([replace(request, stop_ids=(free[end],))])[0]
     assert (reply.ids, reply.finish_reason) == (free[: end + 1], "stop")
     assert engine.stats().pages_used == 0
@@ -400,7 +407,7 @@ def test_experts_are_told_with_the_next_token(plain_lm, how):
     options = {
         "plain": {},
         "put back": {"memory": 9 * page_bytes(lm), "step_tokens": 16},
-        "guesses": {"drafter": Oracle(lm), "longest_guess": 5},
+        "guesses": {"drafter": Oracle(lm), "longest_guess": 5, "adapt_guesses": False},
     }
     engine = Engine(lm.model, lm.tokenizer, **options[how])
     requests = [replace(prompt(lm, 20, i), max_tokens=60, want_experts=True) for i in (1, 2)]

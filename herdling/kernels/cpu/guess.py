@@ -12,6 +12,7 @@ Shape letters: D model width, V vocabulary, d head width.
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -137,7 +138,7 @@ class Guesser:
         N, most = len(readers), max(reader.count for reader in readers)
         numbers = [
             [token for reader in readers for token in reader.unread],
-            torch.tensor([len(reader.unread) for reader in readers]).cumsum(0).tolist(),
+            list(accumulate(len(reader.unread) for reader in readers)),
             [reader.place for reader in readers],
             [reader.count for reader in readers],
         ]
