@@ -23,6 +23,7 @@ from herdling.checkpoint.open import open_model
 from herdling.checkpoint.save import save_model, with_ids
 from herdling.checkpoint.source import resolve
 from herdling.errors import ConfigError, InputError
+from herdling.infer.beams import Beam, search
 from herdling.infer.draft_models import ModelDraft
 from herdling.infer.drafts import Drafter, FirstDraft, NgramDraft
 from herdling.infer.engine import Engine
@@ -153,6 +154,16 @@ class LM:
             own: Options = {**options, "seed": seed}
             requests.append(self.request(prompt, **own))
         return self.engine.run(requests)
+
+    def beams(
+        self,
+        prompt: Prompt,
+        beams: int = 4,
+        length_penalty: float = 1.0,
+        **options: Unpack[Options],
+    ) -> list[Beam]:
+        """The best replies that a beam search finds, the best first (see `beams.search`)."""
+        return search(self.engine, self.request(prompt, **options), beams, length_penalty)
 
     def render(
         self,

@@ -8,7 +8,7 @@ Each request draws from a generator of its own, one uniform number a token, and 
 by itself, so what else is in the batch never changes a reply. Before the temperature a row goes
 through repetition, frequency and presence penalty, logit bias, min_tokens and the grammar's mask, in
 this order. Log-probs are those of the raw logits, before all of that (as in Meta's
-`llama4/generation.py`). Left out: beam search.
+`llama4/generation.py`). Beam search is in `beams`.
 """
 
 import math

@@ -2,6 +2,7 @@
 
     with FakeServer(policy) as server:      # server.url; server.bodies: what the page asked for
         server.delay = 0.2                  # seconds before each token
+        server.hold = 30                    # replies wait there, however slow the page is; None: go on
 
 The reply depends on a word in the last message (see `SCRIPT`). Shapes are those of the real server:
 `herdling.serve.openai_chat`, `.status`, `.about`; test_real_server.py holds the page to that one.
@@ -94,6 +95,7 @@ class FakeServer:
     def __init__(self, policy: str) -> None:
         self.policy = policy
         self.delay = 0.0
+        self.hold: int | None = None
         self.key: str | None = None
         self.loading = False
         self.vision = True
@@ -114,6 +116,7 @@ class FakeServer:
 
     def stop(self) -> None:
         """Gone at once, replies under way included."""
+        self.hold = None
         self._http.shutdown()
         self._http.server_close()
         for connection in list(self._open):
@@ -251,6 +254,8 @@ class _Handler(BaseHTTPRequestHandler):
                     self.close_connection = True
                     return
                 time.sleep(self.fake.delay)
+                while self.fake.hold is not None and chunk.get("index", -1) >= self.fake.hold:
+                    time.sleep(0.005)
                 self._piece(f"data: {json.dumps(chunk)}\n\n")
             self._piece("data: [DONE]\n\n")
             self._piece("")

@@ -6,11 +6,12 @@ pytestmark = pytest.mark.page
 
 
 def test_a_reply_streams_in_and_ends_as_markdown(page, server, say, until):
-    server.delay = 0.02
+    server.delay, server.hold = 0.02, 60
     reply = say(page, "the guide, please", wait=False)
     until(page, "document.querySelector('.assistant .body').textContent.length > 40")
     assert reply.get_attribute("aria-busy") == "true"
     early = reply.locator(".body").inner_text()
+    server.hold = None
     page.wait_for_selector("body:not(.replying)")
     assert reply.get_attribute("aria-busy") == "false"
     assert len(reply.locator(".body").inner_text()) > len(early)
@@ -61,7 +62,7 @@ def test_what_is_left_out_of_the_settings_is_not_sent(page, server, say):
 
 @pytest.mark.parametrize("how", ["button", "escape"])
 def test_stop_keeps_what_has_arrived_and_cancels_on_the_server(page, server, say, how, until):
-    server.delay = 0.03
+    server.delay, server.hold = 0.03, 30
     reply = say(page, "count", wait=False)
     until(page, "document.querySelector('.assistant .body').textContent.includes('3')")
     if how == "button":
@@ -69,6 +70,7 @@ def test_stop_keeps_what_has_arrived_and_cancels_on_the_server(page, server, say
     else:
         page.press("#text", "Escape")
     page.wait_for_selector("body:not(.replying)")
+    server.hold = None
     text = reply.locator(".body").inner_text()
     assert text.startswith("1 2 3")
     assert "400" not in text
@@ -140,7 +142,7 @@ def test_a_reload_keeps_conversations_and_settings(page, say):
 
 
 def test_a_reload_in_the_middle_of_a_reply_loses_nothing_received(page, server, say, until):
-    server.delay = 0.02
+    server.delay, server.hold = 0.02, 90
     reply = say(page, "count", wait=False)
     until(page, "document.querySelector('.assistant .body').textContent.includes('25')")
     seen = reply.locator(".body").inner_text().strip()
@@ -149,17 +151,18 @@ def test_a_reload_in_the_middle_of_a_reply_loses_nothing_received(page, server, 
     kept = page.locator(".assistant .body").inner_text()
     assert kept.startswith(seen)
     assert "interrupted" in page.locator(".assistant .note").inner_text()
-    server.delay = 0
+    server.delay, server.hold = 0, None
     page.get_by_role("button", name="Try again").click()
     until(page, "document.querySelector('.assistant .body').textContent.endsWith('400')")
 
 
 def test_a_reply_goes_on_while_another_conversation_is_read(page, server, say, until):
-    server.delay = 0.01
+    server.hold = 3
     say(page, "umlaut", wait=False)
     page.click("#new")
     assert page.locator("#conversations li.busy").count() == 1
     assert page.locator(".message").count() == 0
+    server.hold = None
     until(page, "!document.querySelector('#conversations li.busy')")
     page.click("#conversations .open")
     assert page.locator(".assistant .body").inner_text() == "Grüße aus Köln: 🦙🦙 und ein €."
@@ -196,7 +199,7 @@ def test_the_page_follows_a_long_reply_unless_the_reader_scrolls_up(page, server
     say(page, "long")
     gap = "(({scrollHeight: h, scrollTop: t, clientHeight: c}) => h - t - c)(document.querySelector('#scroller'))"
     assert page.evaluate(gap) < 5
-    server.delay = 0.003
+    server.delay, server.hold = 0.003, 800
     say(page, "long again", wait=False)
     page.wait_for_timeout(200)
     page.hover("#thread")

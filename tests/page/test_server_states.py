@@ -21,7 +21,7 @@ def test_gone_and_back(page, server, say):
 
 
 def test_a_server_that_goes_in_the_middle_leaves_what_it_said(page, server, say, until):
-    server.delay = 0.03
+    server.delay, server.hold = 0.03, 40
     reply = say(page, "count", wait=False)
     until(page, "document.querySelector('.assistant .body').textContent.includes('9')")
     server.stop()
