@@ -29,7 +29,7 @@ from herdling.recipes.demo_stages import RATES
 from herdling.rollouts.curriculum import FilterConfig
 from herdling.train.online import OnlineConfig
 
-TASKS = "count_shapes,shape_colour,largest_bar,calculator,languages"
+TASKS = "count_shapes,largest_bar,calculator"
 SFT = (
     "count_shapes:0.2,locate_shape:0.2,shape_colour:0.2,largest_bar:0.2,calculator:5,languages:0.2"
 )
@@ -43,9 +43,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/rl_curriculum"))
     parser.add_argument("--tasks", default=TASKS)
     parser.add_argument("--sft-steps", type=int, default=550)
-    parser.add_argument("--steps", type=int, default=60, help="of the filtered runs")
+    parser.add_argument("--steps", type=int, default=90, help="of the filtered runs")
     parser.add_argument("--prompts", type=int, default=16)
-    parser.add_argument("--rate", type=float, default=2e-4)
+    parser.add_argument("--rate", type=float, default=3e-4)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--items", type=int, default=300, help="test items of each task")
     args = parser.parse_args()
@@ -79,7 +79,7 @@ def run(mode: str, seed: int, model: Path, args: argparse.Namespace) -> tuple[di
             model=str(model), tasks=args.tasks, out=out, steps=steps, curriculum=mode, seed=seed,
             online=online, filter=FilterConfig(pool=512), optimizer=AdamWConfig(
                 learning_rate=args.rate, weight_decay=0.0, rates=RATES),
-            schedule=Schedule(kind="linear", warmup=3, final=0.0), evaluate_every=steps, evaluate_items=16,
+            schedule=Schedule(kind="linear", warmup=5, final=0.0), evaluate_every=steps, evaluate_items=16,
             resume=(out / METRICS).exists(),
         ))  # fmt: skip
         (out / "cpu_seconds.json").write_text(json.dumps(time.process_time() - started))

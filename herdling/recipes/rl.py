@@ -58,10 +58,10 @@ class Config(Training):
     sampler: Literal["same", "bf16"] = "same"
     """Weights that play: the trainer's own, or a copy of them in bfloat16."""
     optimizer: AdamWConfig = field(
-        default_factory=lambda: AdamWConfig(learning_rate=5e-5, weight_decay=0.0)
+        default_factory=lambda: AdamWConfig(learning_rate=2e-4, weight_decay=0.0)
     )
     """How the weights move; rates that suit examples unlearn more than rewards teach (docs/log.md)."""
-    schedule: Schedule = field(default_factory=lambda: Schedule(kind="constant", warmup=5))
+    schedule: Schedule = field(default_factory=lambda: Schedule(kind="linear", warmup=5, final=0.0))
     """The learning rate over the run."""
     routing: RoutingConfig = field(default_factory=lambda: RoutingConfig(balance=1e-3))
     """How experts are kept busy."""

@@ -25,7 +25,6 @@ import torch
 
 from herdling.errors import ConfigError
 
-
 _FULL = 0.05
 """Mean p (1 - p) of a class from which on it has its whole share: pass rates of 5 to 95 %."""
 
