@@ -20,6 +20,7 @@ from herdling.model.config import preset
 from herdling.model.init import initialize
 from herdling.model.llama import build
 from herdling.optim.adamw import AdamWConfig
+from herdling.optim.schedule import Schedule
 from herdling.recipes import rl
 from herdling.rollouts.curriculum import FilterConfig
 from herdling.tasks.base import Item, ask
@@ -69,7 +70,8 @@ def same_results(one: Path, other: Path) -> None:
 
 
 def test_a_model_learns_what_is_rewarded(base, tmp_path):
-    made = config(base, tmp_path, steps=20, optimizer=AdamWConfig(learning_rate=1e-3),
+    made = config(base, tmp_path, steps=20, optimizer=AdamWConfig(learning_rate=2e-3),
+                  schedule=Schedule(kind="constant", warmup=0),
                   online=OnlineConfig(prompts=4, samples=6, max_tokens=8, length=64))  # fmt: skip
     assert rl.main(made) == 0
     records = read(tmp_path / METRICS)

@@ -59,7 +59,7 @@ def test_the_model_itself_agrees_that_far_and_no_further():
     with torch.no_grad():
         gap = (model(ids) - other(ids)).abs().amax(-1)[0]
     exact = limits.exact_tokens(own)
-    assert float(gap[:exact].max()) < 1e-6  # sums in another order
+    assert float(gap[:exact].max()) < 1e-5  # sums in another order: logits of about 1, in float32
     assert float(gap[exact]) > 1e-3
 
 
