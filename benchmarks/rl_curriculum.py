@@ -34,7 +34,6 @@ SFT = (
     "count_shapes:0.2,locate_shape:0.2,shape_colour:0.2,largest_bar:0.2,calculator:5,languages:0.2"
 )
 """Mostly the calculator, as copying numbers into calls is what a model this small learns last."""
-MODES = ("filtered", "uniform")
 
 
 def main() -> None:
@@ -47,7 +46,8 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--rate", type=float, default=3e-4)
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--items", type=int, default=300, help="test items of each task")
+    parser.add_argument("--modes", default="filtered,uniform")
+    parser.add_argument("--items", type=int, default=1000, help="test items of each task")
     args = parser.parse_args()
     tuned = args.out / "sft"
     if not (tuned / "model").exists():
@@ -60,7 +60,7 @@ def main() -> None:
     start = scores(tuned / "model", args)
     rows = []
     for seed in map(int, args.seeds.split(",")):
-        for mode in MODES:
+        for mode in args.modes.split(","):
             rows.append((seed, mode, *run(mode, seed, tuned / "model", args)))
             table(args.tasks, start, rows)
 
