@@ -59,7 +59,7 @@ def codes(model: TextLM) -> str:
     digest = hashlib.sha256()
     for module in model.modules():
         if isinstance(module, Matrix):
-            digest.update(module.codes.numpy().tobytes())
+            digest.update(module.stored().numpy().tobytes())
             digest.update(module.scales.float().numpy().tobytes())
     return digest.hexdigest()
 

@@ -123,7 +123,7 @@ class Native:
         for block in self._blocks:
             state, fused = _state(block), self._fused.get(block)
             if state is not None and (fused is None or fused.state != state):
-                fused, made = Fused(block, state), True
+                fused, made = Fused(block), True
                 self._fused[block] = fused
             if state is not None and fused and fused.fits:
                 found.append(fused)
@@ -152,8 +152,8 @@ def _blocks(layers: Layers, step: Step, x: Tensor, at: llama.Places, caches: Seq
 class Fused:
     """A block as two native calls."""
 
-    def __init__(self, block: Block, state: Sequence) -> None:
-        self.block, self.state = block, state
+    def __init__(self, block: Block) -> None:
+        self.block = block
         self.packed: list[Packed] = []
         attn, ff = block.self_attn, block.feed_forward
         norm, after = block.input_layernorm, block.post_attention_layernorm
@@ -176,6 +176,7 @@ class Fused:
             self.packed = [weight for weight in weights if isinstance(weight, Packed)]
         except InputError:  # of several types, or not contiguous: its leaves say so, or can do it
             self.fits = False
+        self.state = _state(block)  # with quantized weights in the kernels' layout now
 
     def __call__(self, step: Step, x: Tensor, at: llama.Places, cache: Any) -> Tensor:
         """As `Block.forward`; `cache` is the runner's layer, whose memory is written and read."""
@@ -224,6 +225,8 @@ def _state(block: nn.Module) -> list | None:
             return None
         modules += own["_modules"].values()
         state.append(module)
+        if type(module) is Matrix:
+            state.append(own["_packed"])
         for weight in (*own["_parameters"].values(), *own["_buffers"].values()):
             if weight is not None:
                 state.append((weight.data_ptr(), weight.dtype))

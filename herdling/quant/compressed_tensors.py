@@ -73,10 +73,9 @@ class Group:
         self, matrix: Matrix, expert: int | None = None, rows: slice = slice(None)
     ) -> dict[str, Tensor]:
         """What a folder holds of a matrix: of one expert, of some of its rows."""
-        codes, scales = matrix.codes, matrix.scales
+        codes, scales = matrix.stored(expert)[rows], matrix.scales
         if expert is not None:
-            codes, scales = codes[expert], scales[expert]
-        codes = codes[rows]
+            scales = scales[expert]
         if matrix.form.per in ("tensor", "expert"):
             scales = scales.expand(matrix.outputs, 1)
         size = matrix.form.group if matrix.form.per == "square" else 1
@@ -109,6 +108,7 @@ class Group:
         rows: slice = slice(None),
     ) -> None:
         """Put what a folder holds into a matrix of this group's format."""
+        matrix.restore()
         codes, scales = matrix.codes, matrix.scales
         if expert is not None:
             codes, scales = codes[expert], scales[expert]

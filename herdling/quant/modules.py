@@ -6,14 +6,15 @@ at a time, in the backward too. Weights get no gradient, inputs an exact one; ro
 theirs on as if they had not been rounded (straight through).
 
 Without gradients, on a CPU with native kernels, products of int8, int4, MXFP4 and ternary weights with int8
-activations or plain ones take `kernels.cpu.packed` up to `MOST_ROWS` rows; the layout that it needs is made
-at first use.
+activations or plain ones take `kernels.cpu.packed` up to `MOST_ROWS` rows. The layout that it needs is made
+at first use and takes the place of the codes, so that they are held once.
 
 Shape letters: E experts, D model width, F expert width, M rows.
 """
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +42,7 @@ class Matrix(nn.Module):
     """
 
     codes: Tensor
-    """uint8 (.., out, bytes)"""
+    """uint8 (.., out, bytes); empty while they are in the kernels' layout. `stored` has them always."""
     scales: Tensor
     """(.., out in blocks, in in blocks)"""
 
@@ -92,12 +93,12 @@ class Matrix(nn.Module):
     @torch.no_grad()
     def put(self, q: Quantized, expert: int = 0, rows: slice = slice(None)) -> None:
         """Take a quantized matrix (out, in), or some of its rows; of experts, that of one of them."""
+        self.restore()
         codes, scales = (t[expert] if self.experts else t for t in (self.codes, self.scales))
         codes[rows].copy_(q.packed())
         (scales if self.form.per in ("tensor", "expert", "square") else scales[rows]).copy_(
             q.scales
         )
-        self._packed = None
 
     @property
     def shape(self) -> torch.Size:
@@ -107,13 +108,46 @@ class Matrix(nn.Module):
 
     @property
     def nbytes(self) -> int:
-        return self.codes.nbytes + self.scales.nbytes
+        """Bytes of codes and scales as a file has them."""
+        length = packing.packed_length(self.inputs, self.form.bits)
+        return max(1, self.experts) * self.outputs * length + self.scales.nbytes
 
     def integers(self, expert: int | None = None) -> Tensor:
         """The codes one a number: (.., out, in) int8 or uint8."""
-        codes = self.codes if expert is None else self.codes[expert]
+        codes, packed = self.codes, self._packed
+        if packed is not None:
+            return native.unpack(packed, expert)
+        codes = codes if expert is None else codes[expert]
         signed = self.form.element.signed
         return packing.unpack(codes, self.form.bits, self.inputs, -1, signed)
+
+    def stored(self, expert: int | None = None) -> Tensor:
+        """The codes packed as a file has them: uint8 (.., out, bytes); of one expert, or all."""
+        if self._packed is not None:
+            return packing.pack(self.integers(expert), self.form.bits)
+        return self.codes if expert is None else self.codes[expert]
+
+    def restore(self) -> None:
+        """Back from the kernels' layout, so that `codes` may be read and written."""
+        if self._packed is not None:
+            self.codes, self._packed = self.stored(), None
+
+    # Copies, moves and state dicts are of the codes: the kernels' layout is this machine's.
+    def __getstate__(self) -> dict[str, Any]:
+        self.restore()
+        return self.__dict__
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self.restore()
+        return super()._apply(fn, recurse)
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.restore()
+        super()._save_to_state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.restore()
+        super()._load_from_state_dict(*args, **kwargs)
 
     def dense(self, dtype: torch.dtype | None = None, expert: int | None = None) -> Tensor:
         """The numbers, outputs by inputs: of one expert, or of all there is."""
@@ -134,10 +168,13 @@ class Matrix(nn.Module):
         floats = activations is None
         if not (floats or activations.name == "int8"):
             return None
-        if self._packed is None or self._packed.floats != floats:
+        if self._packed is None:
             if (kernel := self.kernel) is None:
                 return None
             self._packed = kernel(self.integers(), floats)
+            self.codes = self.codes.new_empty(0)
+        elif self._packed.floats != floats:
+            self._packed = replace(self._packed, floats=floats)  # the same memory
         return self._packed
 
     @property
@@ -150,7 +187,7 @@ class Matrix(nn.Module):
             or not cpu.available()
         ):
             return None
-        if element is E2M1 and form.per == "group" and form.group == 32 and form.rule == "power":
+        if element == E2M1 and form.per == "group" and form.group == 32 and form.rule == "power":
             exponents = self.scales.view(torch.uint8)
             return lambda codes, floats: native.pack_mxfp4(codes, exponents, floats)
         if isinstance(element, Integers) and element.unit == 1:
@@ -158,8 +195,8 @@ class Matrix(nn.Module):
                 return lambda codes, floats: native.pack(codes, self.scales[..., 0], 0, floats)
             if form.bits == 4 and form.per == "group" and form.group % 32 == 0:
                 return lambda codes, floats: native.pack(codes, _halved(self.scales), form.group, floats)  # fmt: skip
-            if form.bits == 2 and form.per in ("row", "expert") and element is TERNARY:
-                rows = self.scales[..., 0].expand(self.codes.shape[:-1])
+            if form.bits == 2 and form.per in ("row", "expert") and element == TERNARY:
+                rows = self.scales[..., 0].expand(*self.codes.shape[:-1])
                 return lambda codes, floats: native.pack_ternary(codes, rows, floats)
         return None
 

@@ -1,5 +1,7 @@
 """Quantized layers against the same layers with dequantized weights."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -153,7 +155,7 @@ def test_rounding_in_parts_is_rounding_at_once(name, monkeypatch):
     whole = Matrix.of(weight, FORMATS[name])
     monkeypatch.setattr(modules, "SLAB", 7 * D)
     parts = Matrix.of(weight, FORMATS[name])
-    assert torch.equal(parts.codes, whole.codes)
+    assert torch.equal(parts.stored(), whole.stored())
     assert torch.equal(parts.scales.float(), whole.scales.float())
 
 
@@ -171,3 +173,48 @@ def test_compiled_layers_call_the_native_kernels(backend):
         ):
             traced = torch.compile(layer, backend=backend, fullgraph=True)
             assert torch.equal(traced(*arguments), want)
+
+
+@pytest.mark.skipif(not cpu.available(), reason="no native kernels on this machine")
+@pytest.mark.parametrize("name", ["int8", "int4_g32", "mxfp4_e2m1", "ternary"])
+@pytest.mark.parametrize("activations", [INT8, None], ids=["int8", "plain"])
+def test_the_kernels_layout_takes_the_place_of_the_codes(name, activations):
+    quant, routed = linear(name, activations)[1], experts(name, activations)[2]
+    matrices = quant.matrix, routed.gate_up_proj, routed.down_proj
+    before = [(m.stored().clone(), m.dense().clone(), m[1].clone() if m.experts else None)
+              for m in matrices]  # fmt: skip
+    sizes = [m.nbytes for m in matrices]
+    saved = {n: t.clone() for n, t in routed.state_dict().items()}
+    x, chosen, gates = torch.randn(9, D), torch.randint(E, (9, 1)), torch.rand(9, 1)
+    with torch.no_grad():
+        wanted = quant(x), routed(x, chosen, gates)
+    assert [m.codes.numel() for m in matrices] == [0, 0, 0]
+    assert [m.nbytes for m in matrices] == sizes
+    for matrix, (codes, dense, one) in zip(matrices, before, strict=True):
+        assert torch.equal(matrix.stored(), codes)
+        assert torch.equal(matrix.dense(), dense)
+        if one is not None:
+            assert torch.equal(matrix[1], one)
+            assert torch.equal(matrix.stored(1), codes[1])
+    twin = copy.deepcopy(routed)
+    assert all(torch.equal(t, saved[n]) for n, t in twin.state_dict().items())
+    with torch.no_grad():
+        assert torch.equal(routed(x, chosen, gates), wanted[1])  # packs again
+        twin.load_state_dict(routed.state_dict())
+        assert torch.equal(twin.to("cpu")(x, chosen, gates), wanted[1])
+        assert torch.equal(quant(x), wanted[0])
+        # Other activations need no other layout.
+        other = QuantLinear(quant.matrix, quant.bias, None if activations else INT8)
+        fresh = QuantLinear(copy.deepcopy(quant.matrix), quant.bias, other.activations)
+        assert torch.equal(other(x), fresh(x))
+
+
+def test_codes_put_into_a_packed_matrix_are_the_ones_used():
+    one, other = torch.randn(40, D), torch.randn(40, D)
+    quant = QuantLinear(Matrix.of(one, FORMATS["int8"]), None, INT8)
+    x = torch.randn(3, D)
+    with torch.no_grad():
+        quant(x)
+        quant.matrix.put(quantize(other, "int8"))
+        fresh = QuantLinear(Matrix.of(other, FORMATS["int8"]), None, INT8)
+        assert torch.equal(quant(x), fresh(x))

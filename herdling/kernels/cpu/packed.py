@@ -44,7 +44,7 @@ class WeightStruct(ctypes.Structure):
     ]  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Packed:
     """One matrix (N outputs, K inputs), or one an expert, ready for the kernels."""
 
@@ -147,6 +147,29 @@ def _packed(codes: Tensor, scales: Tensor, group: int, kind: int, floats: bool) 
     kept = kept.reshape(-1, PANEL, groups).transpose(1, 2).contiguous()
     blocks = blocks.transpose(1, 2).contiguous()  # (panels of all experts, blocks, 16, 4)
     return Packed(blocks, kept, N, K, group, lead[0] if lead else 0, kind, floats)
+
+
+def unpack(weight: Packed, expert: int | None = None) -> Tensor:
+    """The codes (.., N, K) that were packed, one a number: int8, of MXFP4 uint8; of one expert, or all."""
+    bits = BITS[weight.kind]
+    panels = -(-weight.outputs // PANEL)
+    blocks = weight.codes if expert is None else weight.codes[expert * panels :][:panels]
+    words = blocks.view(torch.int32)[..., 0].transpose(
+        1, 2
+    )  # four inputs at once: (panels, 16, blocks)
+    if weight.kind == INT8:
+        steps = words ^ int.from_bytes(b"\x80" * 4, signed=True)
+    else:
+        mask = int.from_bytes(bytes([(1 << bits) - 1]) * 4)
+        steps = torch.stack([words >> step * bits & mask for step in range(8 // bits)], -1)
+    lead = (weight.experts,) if weight.experts and expert is None else ()
+    codes = steps.contiguous().view(torch.uint8).view(*lead, panels * PANEL, -1)
+    codes = codes[..., : weight.outputs, : weight.inputs]
+    if weight.kind == INT8:
+        return codes.contiguous().view(torch.int8)
+    if weight.kind == MXFP4:
+        return codes.contiguous()
+    return codes.view(torch.int8) - (8 if weight.kind == INT4 else 1)
 
 
 def linear(x: Tensor, weight: Packed) -> Tensor:

@@ -72,6 +72,22 @@ def swiglu(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("floats", [False, True])
+def test_unpacked_is_what_was_packed(form, floats):
+    for N, K in MATRICES:
+        for lead in ((), (3,)):
+            codes, group = random_codes(*lead, N, K, form=form, seed=N), group_of(form)
+            groups = -(-K // group) if group else 1
+            scales = torch.ones(*lead, N, groups, dtype=torch.uint8 if form == "mxfp4" else None)
+            made = packed_of(codes, scales, form, floats)
+            found = packed.unpack(made)
+            assert found.dtype == codes.dtype
+            assert torch.equal(found, codes)
+            for e in range(made.experts):
+                assert torch.equal(packed.unpack(made, e), codes[e])
+
+
+@pytest.mark.parametrize("form", FORMATS)
 def test_integers_are_exact_for_every_shape(native, form):
     group = group_of(form)
     for M in ROWS:
