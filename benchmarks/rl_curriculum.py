@@ -29,7 +29,7 @@ from herdling.recipes.demo_stages import RATES
 from herdling.rollouts.curriculum import FilterConfig
 from herdling.train.online import OnlineConfig
 
-TASKS = "count_shapes,largest_bar,calculator"
+TASKS = "count_shapes,largest_bar,calculator:2"
 SFT = (
     "count_shapes:0.2,locate_shape:0.2,shape_colour:0.2,largest_bar:0.2,calculator:5,languages:0.2"
 )
@@ -42,9 +42,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/rl_curriculum"))
     parser.add_argument("--tasks", default=TASKS)
     parser.add_argument("--sft-steps", type=int, default=550)
-    parser.add_argument("--steps", type=int, default=90, help="of the filtered runs")
+    parser.add_argument("--steps", type=int, default=300, help="of the filtered runs")
     parser.add_argument("--prompts", type=int, default=16)
-    parser.add_argument("--rate", type=float, default=3e-4)
+    parser.add_argument("--rate", type=float, default=6e-4)
+    parser.add_argument("--pool", type=int, default=2048, help="prompts of each task")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--modes", default="filtered,uniform")
     parser.add_argument("--items", type=int, default=1000, help="test items of each task")
@@ -77,7 +78,7 @@ def run(mode: str, seed: int, model: Path, args: argparse.Namespace) -> tuple[di
         started = time.process_time()
         rl.main(rl.Config(
             model=str(model), tasks=args.tasks, out=out, steps=steps, curriculum=mode, seed=seed,
-            online=online, filter=FilterConfig(pool=512), optimizer=AdamWConfig(
+            online=online, filter=FilterConfig(pool=args.pool), optimizer=AdamWConfig(
                 learning_rate=args.rate, weight_decay=0.0, rates=RATES),
             schedule=Schedule(kind="linear", warmup=5, final=0.0), evaluate_every=steps, evaluate_items=16,
             resume=(out / METRICS).exists(),
