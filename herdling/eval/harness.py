@@ -80,10 +80,11 @@ def evaluate(
     keep: int = 8,
     tries: int = 1,
     temperature: float = 0.0,
+    adapter: str | None = None,
 ) -> Score:
     """Grade replies to the first `items` items of `split`, greedy unless there is a temperature.
 
-    With several `tries` an item counts with the mean of its grades. Raises ConfigError for no items,
+    With several `tries` an item counts with the mean of its grades. `adapter` names a loaded one. Raises ConfigError for no items,
     InputError where the model cannot take the task (pictures for a text-only model).
     """
     for name, value in (("items", items), ("tries", tries)):
@@ -95,7 +96,7 @@ def evaluate(
     asked = [task.item(i, split) for i in range(items)]
     # A seed of its own for each: with one for all, every item would be drawn at the same quantile.
     games = [Game(task, item, i) for i, item in enumerate(asked * tries)]
-    played = play(lm, games, max_tokens=max_tokens, temperature=temperature)
+    played = play(lm, games, max_tokens=max_tokens, temperature=temperature, adapter=adapter)
     samples = [Sample(one.item, one.reply, one.grade) for one in played[:keep]]
     accuracy = sum(one.grade for one in played) / len(played)
     low, high = wilson(accuracy, items)

@@ -266,6 +266,16 @@ def load(
     return LM(model.eval(), tokenizer, processor, Card.open(folder, config))
 
 
+def load_with(
+    adapter: str | None,
+    path: Path | str,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+) -> tuple[LM, str | None]:
+    """As `load`, with the adapter of a folder if one is given; the name by which to ask for it."""
+    return load(path, dtype, device, {adapter: adapter} if adapter else None), adapter or None
+
+
 def open_draft(draft: str, lm: LM) -> Drafter:
     """Who guesses for a model: `ngram`, or the folder (or hub name) of a smaller model.
 

@@ -45,6 +45,8 @@ class Config:
 
     path: Positional[str]
     """Model folder or hub name."""
+    adapter: str | None = None
+    """Folder of an adapter for it, in peft's format."""
     prompt: Annotated[str | None, arg(aliases=["-p"])] = None
     """Ask this one thing and print only the reply."""
     image: UseAppendAction[tuple[Path, ...]] = ()
@@ -83,7 +85,8 @@ def main(config: Config) -> None:
         from herdling.guard.judges import Judges, open_judge
 
         judge = Judges([open_judge(g, config.dtype, config.device) for g in config.guard])
-    session = Session(lm.load(config.path, config.dtype, config.device), config, judge, policy)
+    opened, adapter = lm.load_with(config.adapter, config.path, config.dtype, config.device)
+    session = Session(opened, config, judge, policy, adapter)
     for path in config.image:
         session.show(path)
     if config.prompt is not None:
@@ -101,8 +104,9 @@ class Session:
         config: Config,
         judge: "Judge | None" = None,
         policy: "Policy | None" = None,
+        adapter: str | None = None,
     ) -> None:
-        """`judge` looks at what is said, and `policy` decides what that brings about."""
+        """`judge` looks at what is said, and `policy` decides what that brings about; `adapter` replies."""
         from herdling.infer.sampler import check_seed
 
         check_seed(config.seed)
@@ -110,7 +114,7 @@ class Session:
             raise ConfigError(f"max_tokens is {config.max_tokens}; it must be at least 1")
         from herdling.guard.policy import Policy
 
-        self._lm, self._config = lm, config
+        self._lm, self._config, self._adapter = lm, config, adapter
         self._judge, self._policy = judge, policy or Policy()
         self._seed = int.from_bytes(os.urandom(6)) if config.seed is None else config.seed
         self.messages: list[dict[str, Any]] = []
@@ -205,6 +209,7 @@ class Session:
             max_tokens=config.max_tokens,
             temperature=config.temperature,
             top_p=config.top_p,
+            adapter=self._adapter,
             # Another draw each turn, repeatable; the first turn's is `lm.chat(seed=...)`.
             seed=(self._seed + len(self.messages) // 2) % 2**63,
         )

@@ -25,6 +25,8 @@ class Config:
 
     path: Positional[str]
     """Model folder or hub name."""
+    adapter: str | None = None
+    """Folder of an adapter for it, in peft's format."""
     tasks: str = "all"
     """Names, FILE.py:Class or FILE.jsonl, commas between; `all`: built-in ones that the model can take."""
     items: int = 200
@@ -56,9 +58,9 @@ def main(config: Config) -> None:
             f"items {config.items}, max_tokens {config.max_tokens}: must be 1 or more"
         )
     from herdling.eval.harness import evaluate
-    from herdling.infer.lm import load
+    from herdling.infer.lm import load_with
 
-    lm = load(config.path, config.dtype, config.device)
+    lm, adapter = load_with(config.adapter, config.path, config.dtype, config.device)
     pictures = [name for name in asked if name in IMAGE_TASKS]
     if lm.processor is None and pictures:
         if config.tasks != "all":
@@ -72,7 +74,7 @@ def main(config: Config) -> None:
     for name in asked:
         side = None if lm.processor is None else lm.processor.size  # one tile
         task = open_task(name, config.seed, side)
-        score = evaluate(lm, task, config.items, max_tokens=config.max_tokens)
+        score = evaluate(lm, task, config.items, max_tokens=config.max_tokens, adapter=adapter)
         results[name] = score.plain()
         print(
             f"{name:<16} {score.accuracy:>8.3f}  {score.low:>5.3f} .. {score.high:.3f}  "
@@ -82,7 +84,12 @@ def main(config: Config) -> None:
         if score.cut_short:
             print(f"  {score.cut_short} of {score.items} replies ran into --max-tokens")
     if config.json is not None:
-        about = {"model": config.path, "seed": config.seed, "split": "test"}
+        about = {
+            "model": config.path,
+            "adapter": config.adapter,
+            "seed": config.seed,
+            "split": "test",
+        }
         write_json(config.json, {**about, "tasks": results})
 
 

@@ -10,7 +10,7 @@ steps; what is finished is not done again, what was stopped goes on.
 
     OUT/full  OUT/adapter  OUT/preference      the stages, as `sft` and `dpo` leave them
     OUT/quantized                              the codes of the last one, a folder that loads
-    OUT/lora                                   its adapter: herdling chat OUT/quantized --adapter ...
+    OUT/lora                                   its adapter: herdling chat OUT/quantized --adapter OUT/lora
 """
 
 import shutil

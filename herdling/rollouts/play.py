@@ -45,6 +45,7 @@ def play(
     turns: int = 4,
     dialect: str = "pythonic",
     experts: bool = False,
+    adapter: str | None = None,
 ) -> list[Rollout]:
     """The rollouts, in the order of the games.
 
@@ -54,6 +55,7 @@ def play(
         turns: how often it may be the model's turn; a call of tools in the last one counts as its reply.
         dialect: how the model is told to write tool calls; replies are read in any dialect.
         experts: also report the experts that every token went to.
+        adapter: name of a loaded adapter that plays; None for the plain model.
 
     Raises InputError where the model cannot take an item (pictures for a text-only one). The engine
     must have nothing else to do.
@@ -65,7 +67,7 @@ def play(
     never = {lm.config.image_token_index: -100.0} if lm.config.vision else {}
     asked = Request((), max_tokens=max_tokens, stop_ids=tuple(lm.tokenizer.stop_ids),
                     sampling=Sampling(temperature=temperature, logit_bias=never),
-                    want_experts=experts)  # fmt: skip
+                    want_experts=experts, adapter=adapter)  # fmt: skip
     played = [_Played(lm, game, asked, turns, dialect) for game in games]
     for one in played:  # all that cannot be taken is told before anything runs
         lm.engine.check(one.request())

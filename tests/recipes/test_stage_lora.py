@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 import herdling
 from herdling import lora
 from herdling.checkpoint import Card
+from herdling.cli import main
 from herdling.errors import CheckpointError, ConfigError
 from herdling.metrics import METRICS, read
 from herdling.recipes import pretrain, sft
@@ -59,6 +60,26 @@ def test_only_the_adapter_learns_and_model_holds_the_sum(base, run, capsys):
     torch.testing.assert_close(adapted, herdling.load(run / "model").logits(ids), atol=2e-5, rtol=0)
     losses = [r["loss"] for r in read(run / METRICS) if "loss" in r]
     assert losses[-1] < losses[0]
+
+
+def test_commands_take_the_adapter_beside_its_model(base, run, tmp_path, capsys):
+    asked = ["--tasks", "arithmetic", "--items", "6", "--max-tokens", "6", "--json"]
+    said, told = [], []
+    for path, adapter in (
+        (base, []),
+        (base, ["--adapter", str(run / "adapter")]),
+        (run / "model", []),
+    ):
+        assert main(["evaluate", str(path), *adapter, *asked, str(tmp_path / "scores.json")]) == 0
+        found = json.loads((tmp_path / "scores.json").read_text())["tasks"]["arithmetic"]
+        said.append([sample["reply"] for sample in found["samples"]])
+        capsys.readouterr()
+        assert main(["chat", str(path), *adapter, "-p", "2 + 3?", "--temperature", "0", "--max-tokens", "8"]) == 0  # fmt: skip
+        told.append(capsys.readouterr().out)
+    assert said[0] != said[1] == said[2]
+    assert told[0] != told[1] == told[2]
+    assert main(["chat", str(base), "--adapter", str(tmp_path / "none"), "-p", "2"]) == 1
+    assert f"{tmp_path / 'none'}" in capsys.readouterr().err
 
 
 def test_the_folder_says_where_it_belongs(base, run):
