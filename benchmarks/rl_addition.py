@@ -1,9 +1,9 @@
-"""Two-digit addition: a toy learns it from examples to about 30 %, then from rewards alone.
+"""Two-digit addition: a toy learns it from examples to about 30 %, from rewards alone, then takes a light DPO.
 
     python benchmarks/rl_addition.py --out runs/addition [--seed 0]
 
-A nano text model from random weights; train and test pairs never meet. Prints greedy accuracy on test
-pairs. Stopped at any moment, the same command goes on.
+A nano text model from random weights; train and test pairs never meet. DPO's pairs are its own right and
+wrong answers. Prints greedy accuracy on test pairs. Stopped at any moment, the same command goes on.
 """
 
 import argparse
@@ -28,14 +28,17 @@ from herdling.model.llama import build
 from herdling.optim import adamw
 from herdling.optim.adamw import AdamWConfig
 from herdling.optim.schedule import Schedule
+from herdling.recipes import dpo
 from herdling.recipes.rl import PAGE
 from herdling.rollouts.curriculum import FilterConfig
+from herdling.rollouts.pairs import write_pairs
 from herdling.tasks.arithmetic import Arithmetic
 from herdling.tasks.mixture import TaskSource
 from herdling.train.loop import Every, fit, make_accelerator
 from herdling.train.losses import next_token
 from herdling.train.online import Online, OnlineConfig
 from herdling.train.policy import PolicyConfig, PolicyLoss
+from herdling.train.preference import PreferenceConfig
 from herdling.train.signals import Stopped
 from herdling.train.state import CheckpointConfig, State
 
@@ -61,9 +64,23 @@ def main() -> None:
 
     if not (args.out / "tuned").exists():
         imitate(task, args, say)
-    lm = herdling.load(args.out / "tuned")
-    lm.engine = Engine(lm.model, lm.tokenizer, page=PAGE)
-    practise(lm, task, args, say)
+    if not (args.out / "played").exists():
+        lm = herdling.load(args.out / "tuned")
+        lm.engine = Engine(lm.model, lm.tokenizer, page=PAGE)
+        practise(lm, task, args, say)
+        herdling.save(lm, args.out / "played")
+    pairs = args.out / "pairs.jsonl"
+    if not pairs.exists():
+        write_pairs(
+            herdling.load(args.out / "played"), [(task, 1.0)], pairs, count=512, max_tokens=6
+        )
+    dpo.main(dpo.Config(
+        model=str(args.out / "played"), data=str(pairs), out=args.out / "dpo", steps=32, pairs=512,
+        length=128, seed=args.seed, split="all", preference=PreferenceConfig(sft=0.2),
+        optimizer=AdamWConfig(learning_rate=args.rate / 10, weight_decay=0.0),
+        resume=(args.out / "dpo" / METRICS).exists(),
+    ))  # fmt: skip
+    say(herdling.load(args.out / "dpo" / "model"), "DPO")
 
 
 def state(out: Path) -> State:
