@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--enough", type=float, default=0.3, help="accuracy at which SFT stops")
-    parser.add_argument("--steps", type=int, default=450, help="of RL")
+    parser.add_argument("--steps", type=int, default=800, help="of RL")
     parser.add_argument("--rate", type=float, default=5e-4)
     args = parser.parse_args()
     task = Arithmetic(args.seed, most=99, operations="+")
