@@ -77,7 +77,7 @@ def main() -> None:
     dpo.main(dpo.Config(
         model=str(args.out / "played"), data=str(pairs), out=args.out / "dpo", steps=32, pairs=512,
         length=128, seed=args.seed, split="all", preference=PreferenceConfig(sft=0.2),
-        optimizer=AdamWConfig(learning_rate=args.rate / 10, weight_decay=0.0),
+        optimizer=AdamWConfig(learning_rate=args.rate / 50, weight_decay=0.0),
         resume=(args.out / "dpo" / METRICS).exists(),
     ))  # fmt: skip
     say(herdling.load(args.out / "dpo" / "model"), "DPO")
