@@ -174,16 +174,19 @@ def train(config: Train) -> int:
     """Train, choose the threshold, test, save. Status 1 if recall or false alarms miss their bars."""
     import torch
 
-    from herdling.files import write_json
+    from herdling.files import check_file, write_json
     from herdling.guard.classifier import Classifier
     from herdling.guard.corpus import texts
     from herdling.guard.taxonomy import HAZARDS, INJECTION
+    from herdling.train import rng
     from herdling.train.loop import fit, make_accelerator
     from herdling.train.state import CheckpointConfig, State
 
     if config.texts < ROWS or config.tests < 1 or config.epochs < 1:
         raise ConfigError(f"texts {config.texts}, tests {config.tests}, epochs {config.epochs}: "
                           f"must be at least {ROWS}, 1 and 1")  # fmt: skip
+    check_file(config.json, "json")
+    rng.seed(config.seed)  # the words that dropout leaves out
     classifier = Classifier([*HAZARDS, INJECTION])
     steps = config.epochs * (config.texts // ROWS)
     fit(
