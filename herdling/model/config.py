@@ -5,9 +5,10 @@ Not carried: fields that no forward pass reads (router jitter, dropout rates, un
 Sources: transformers 5.23 `configuration_llama4.py`; Meta `llama4/args.py`.
 """
 
+import math
 import warnings
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, get_args, get_type_hints
 
 from herdling.errors import ConfigError
 
@@ -122,6 +123,14 @@ class VisionConfig:
     norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
+        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "image_size",
+                     "patch_size", "num_channels", "projector_input_dim"):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ConfigError(f"vision {name} is {getattr(self, name)}; it must be at least 1")
+        if not 0 < self.pixel_shuffle_ratio <= 1:
+            raise ConfigError(
+                f"pixel_shuffle_ratio is {self.pixel_shuffle_ratio}; it must be above 0 and at most 1"
+            )
         if self.image_size % self.patch_size:
             raise ConfigError(
                 f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
@@ -197,9 +206,7 @@ class ModelConfig:
         return cls(
             text=_text_from_hf(raw["text_config"]),
             vision=_vision_from_hf(raw["vision_config"]),
-            image_token_index=raw.get("image_token_index", 200092),
-            boi_token_index=raw.get("boi_token_index", 200080),
-            eoi_token_index=raw.get("eoi_token_index", 200081),
+            **{k: v for k, v in _known(cls, raw).items() if k.endswith("_token_index")},
         )
 
     def to_hf(self, dtype: str = "float32") -> dict[str, Any]:
@@ -221,8 +228,40 @@ class ModelConfig:
 
 
 def _known(kind: type, raw: dict[str, Any]) -> dict[str, Any]:
-    names = {f.name for f in fields(kind)}
-    return {k: v for k, v in raw.items() if k in names and v is not None}
+    """The fields of `kind` that are given; raises ConfigError for a number that is none."""
+    hints = get_type_hints(kind)
+    known = {k: v for k, v in raw.items() if k in hints and v is not None}
+    for name, value in known.items():
+        kinds = set(get_args(hints[name]) or (hints[name],)) - {type(None)}
+        if kinds == {int}:
+            known[name] = _number(name, value, int)
+        elif kinds == {float}:
+            known[name] = _number(name, value, float)
+    return known
+
+
+def _number(name: str, value: Any, kind: type[int] | type[float]) -> int | float:
+    """`value` as `kind`, which takes 8192.0 for 8192; raises ConfigError for what is no such number."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        if kind is float:
+            return float(value)
+        if value == int(value):
+            return int(value)
+    words = "a number" if kind is float else "a whole number"
+    raise ConfigError(f"{name} is {value!r}; it must be {words}")
+
+
+def _numbers(raw: dict[str, Any], name: str) -> tuple[int, ...]:
+    if not isinstance(raw[name], list | tuple):
+        raise ConfigError(f"{name} is {raw[name]!r}; it must be a list of whole numbers")
+    return tuple(int(_number(name, value, int)) for value in raw[name])
+
+
+def _mapping(raw: dict[str, Any], name: str) -> dict[str, Any]:
+    given = raw.get(name) or {}
+    if not isinstance(given, dict):
+        raise ConfigError(f"{name} is {given!r}; it must be a mapping")
+    return given
 
 
 def _text_from_hf(raw: dict[str, Any]) -> TextConfig:
@@ -232,20 +271,23 @@ def _text_from_hf(raw: dict[str, Any]) -> TextConfig:
     if raw.get("hidden_act", "silu") != "silu":
         raise ConfigError(f"hidden_act is {raw['hidden_act']!r}; Llama 4 uses silu")
     known = _known(TextConfig, raw)
-    rope = dict(raw.get("rope_scaling") or raw.get("rope_parameters") or {})
-    theta = (raw.get("rope_parameters") or {}).get("rope_theta", raw.get("rope_theta"))
-    known["rope_theta"] = float(rope.get("rope_theta", theta) or 500000.0)
+    rope = dict(_mapping(raw, "rope_scaling") or _mapping(raw, "rope_parameters"))
+    theta = _mapping(raw, "rope_parameters").get("rope_theta", raw.get("rope_theta"))
+    known["rope_theta"] = _number("rope_theta", rope.get("rope_theta", theta) or 500000.0, float)
     known["rope_scaling"] = _scaling_from_hf(rope)
     # Copies of Meta's config give the tuning as the integer 4 (transformers PR 37501).
     known["attn_temperature_tuning"] = bool(raw.get("attn_temperature_tuning", True))
-    known["floor_scale"] = int(raw.get("floor_scale") or 8192)
+    known["floor_scale"] = known.get("floor_scale") or 8192
     # A missing chunk size means the default; an explicit null means no chunks (Llama Guard 4).
-    known["attention_chunk_size"] = raw.get("attention_chunk_size", 8192)
-    known["moe_layers"] = None if raw.get("moe_layers") is None else tuple(raw["moe_layers"])
-    known["no_rope_layers"] = tuple(raw["no_rope_layers"]) if raw.get("no_rope_layers") else None
+    if "attention_chunk_size" in raw and raw["attention_chunk_size"] is None:
+        known["attention_chunk_size"] = None
+    known["moe_layers"] = None if raw.get("moe_layers") is None else _numbers(raw, "moe_layers")
+    known["no_rope_layers"] = _numbers(raw, "no_rope_layers") if raw.get("no_rope_layers") else None
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        value = raw.get(name)
-        known[name] = tuple(value) if isinstance(value, list) else value
+        if isinstance(raw.get(name), list) and name == "eos_token_id":
+            known[name] = _numbers(raw, name)
+        else:
+            known[name] = None if raw.get(name) is None else _number(name, raw[name], int)
     # An absent head_dim is transformers' default, 128 as in TextConfig; only null means "divide".
     if "head_dim" in raw and raw["head_dim"] is None:
         known["head_dim"] = raw["hidden_size"] // raw["num_attention_heads"]
@@ -258,7 +300,7 @@ def _check_layer_types(config: TextConfig, given: list[str] | None) -> None:
     """transformers masks by `layer_types` and rotates by `no_rope_layers`; they must agree."""
     if config.attention_chunk_size is None:
         return  # both kinds are the same mask then
-    if given is not None and list(given) != _layer_types(config):
+    if given is not None and given != _layer_types(config):
         raise ConfigError(
             f"layer_types {given} contradicts no_rope_layers {list(config.no_rope_layers or ())}; "
             "1 there means chunked_attention, 0 full_attention"
@@ -291,15 +333,15 @@ _VISION_ABSENT = {"hidden_size": 768, "image_size": 448, "vision_output_dim": 76
 
 
 def _vision_from_hf(raw: dict[str, Any]) -> VisionConfig:
-    known = _VISION_ABSENT | _known(VisionConfig, raw)
+    raw = dict(raw)
     for name in ("image_size", "patch_size"):
-        value = known.get(name)
-        if isinstance(value, list | tuple):
-            if len(set(value)) != 1:
-                raise ConfigError(f"vision {name} is {list(value)}; Herdling's tiles are square")
-            known[name] = value[0]
-    rope = raw.get("rope_parameters") or {}
-    known["rope_theta"] = float(rope.get("rope_theta", raw.get("rope_theta")) or 10000.0)
+        if isinstance(raw.get(name), list):
+            if len(set(_numbers(raw, name))) != 1:
+                raise ConfigError(f"vision {name} is {raw[name]}; Herdling's tiles are square")
+            raw[name] = raw[name][0]
+    known = _VISION_ABSENT | _known(VisionConfig, raw)
+    theta = _mapping(raw, "rope_parameters").get("rope_theta", raw.get("rope_theta"))
+    known["rope_theta"] = _number("rope_theta", theta or 10000.0, float)
     return VisionConfig(**known)
 
 

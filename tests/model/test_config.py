@@ -3,6 +3,7 @@
 Run: python -m pytest tests/model/test_config.py
 """
 
+import contextlib
 import math
 from dataclasses import replace
 
@@ -224,3 +225,41 @@ def test_preset_overrides_recompute_what_follows():
     config = preset("scout", num_hidden_layers=5, interleave_moe_layer_step=2)
     assert config.text.moe_layers == (1, 3)
     assert config.text.no_rope_layers == (1, 1, 1, 0, 1)
+
+
+JUNK = ("x", -1, 0, 0.5, float("inf"), True, None, [], [1], ["x"], {}, {"a": 1}, 10**30)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_whatever_stands_in_a_file_is_read_or_refused_in_words():
+    raw = preset("nano", vocab_size=512).to_hf()
+    places = [(raw, key) for key in raw]
+    for part in ("text_config", "vision_config"):
+        places += [(raw[part], key) for key in raw[part]]
+        places += [(raw[part]["rope_parameters"], key) for key in raw[part]["rope_parameters"]]
+    for holder, key in places:
+        kept = holder[key]
+        for junk in JUNK:
+            holder[key] = junk
+            with contextlib.suppress(ConfigError):
+                ModelConfig.from_hf(raw)
+        holder[key] = kept
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value", "message"),
+    [
+        ("text_config", "hidden_size", "many", "hidden_size is 'many'; it must be a whole number"),
+        ("text_config", "vocab_size", 10.5, "vocab_size is 10.5; it must be a whole number"),
+        ("text_config", "rms_norm_eps", "x", "rms_norm_eps is 'x'; it must be a number"),
+        ("text_config", "moe_layers", 3, "moe_layers is 3; it must be a list of whole numbers"),
+        ("text_config", "rope_parameters", [1], r"rope_parameters is \[1\]; it must be a mapping"),
+        ("vision_config", "patch_size", 0, "vision patch_size is 0; it must be at least 1"),
+        ("vision_config", "pixel_shuffle_ratio", 0, "pixel_shuffle_ratio is 0.0; it must be above"),
+    ],
+)
+def test_a_wrong_value_is_named(part, name, value, message):
+    raw = preset("nano", vocab_size=512).to_hf()
+    raw[part][name] = value
+    with pytest.raises(ConfigError, match=message):
+        ModelConfig.from_hf(raw)
