@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from herdling.errors import Error
+from herdling.errors import ConfigError, Error
 
 
 def _sync(path: Path) -> None:
@@ -40,6 +40,28 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
         _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_file(path: Path | None, setting: str) -> None:
+    """Raise ConfigError where no file can be written at `path`, before the work that it is to hold."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise ConfigError(f"{setting} is {str(path)!r}, a folder; remedy: the name of a file")
+    _check_parents(path, setting)
+
+
+def check_folder(path: Path, setting: str) -> None:
+    """Raise ConfigError where no folder can be at `path`, as a file is there or on the way."""
+    if path.is_file():
+        raise ConfigError(f"{setting} is {str(path)!r}, a file; remedy: the name of a folder")
+    _check_parents(path, setting)
+
+
+def _check_parents(path: Path, setting: str) -> None:
+    for parent in path.parents:
+        if parent.is_file():
+            raise ConfigError(f"{setting} is {str(path)!r}, but {parent} is a file")
 
 
 @contextmanager

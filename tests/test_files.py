@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from herdling.files import atomic_folder
+from herdling.errors import ConfigError
+from herdling.files import atomic_folder, check_file, check_folder
 
 KILLED = """
 import os, signal, sys
@@ -64,3 +65,20 @@ def test_a_write_after_a_crash_between_two_renames_keeps_the_old_folder_till_it_
     write(tmp_path / "model", "new")
     assert names(tmp_path) == ["model"]
     assert (tmp_path / "model" / "text").read_text() == "new"
+
+
+def test_places_where_nothing_can_be_written_are_told_before_the_work(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("x")
+    check_file(None, "json")
+    check_file(file, "json")
+    check_file(tmp_path / "new/scores.json", "json")
+    check_folder(tmp_path, "out")
+    check_folder(tmp_path / "new/run", "out")
+    with pytest.raises(ConfigError, match=r"json is '.*', a folder; remedy: the name of a file"):
+        check_file(tmp_path, "json")
+    with pytest.raises(ConfigError, match=r"out is '.*file', a file; remedy: the name of a folder"):
+        check_folder(file, "out")
+    for check in (check_file, check_folder):
+        with pytest.raises(ConfigError, match=r"below', but .*file is a file"):
+            check(file / "below", "out")

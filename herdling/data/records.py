@@ -141,6 +141,9 @@ def parse(raw: bytes, errors: str, path: Path, line: int) -> Any:
     """One line of JSON; raises DataError naming file and line."""
     try:
         return json.loads(decode(raw, errors, path, line))
+    except json.JSONDecodeError as problem:  # its own line is that within this one
+        where = f"column {len(problem.doc[: problem.pos].rstrip()) + 1}"
+        raise DataError(f"{path}:{line}: not valid JSON: {problem.msg} at {where}") from None
     except (ValueError, RecursionError) as problem:
         raise DataError(f"{path}:{line}: not valid JSON: {problem}") from None
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from herdling.config import nearest
 from herdling.data import embedded, hub, rendered
 from herdling.data.pictures import PictureSource
 from herdling.data.record_source import RecordSource, RecordTexts
@@ -173,7 +174,7 @@ def open_files(name: str, opening: Opening, known: Sequence[str] = ()) -> TextFi
     if Path(name).is_file():
         paths = [Path(name)]
     if not paths:
-        raise ConfigError(f"data {name!r} is neither a file nor one of {', '.join(known)}")
+        raise ConfigError(_nothing(name, known))
     kinds = {_kind(path) for path in paths}
     if len(kinds) > 1:
         raise ConfigError(
@@ -185,6 +186,16 @@ def open_files(name: str, opening: Opening, known: Sequence[str] = ()) -> TextFi
     if kind == "JSON lines":
         return JsonLines(paths, opening.split, opening.encoding_errors)
     return InMemory(parquet_rows(paths), opening.split)
+
+
+def _nothing(name: str, known: Sequence[str]) -> str:
+    """Why `name` opens nothing: a mistyped weight, a path, or a mistyped name."""
+    before, colon, weight = name.rpartition(":")
+    if colon and (before in known or glob.glob(before, recursive=True)):
+        return f"weight of {before} is {weight!r}; it must be a number above 0, or leave it out"
+    if not known or Path(name).name != name or Path(name).suffix or glob.has_magic(name):
+        return f"data {name!r}: no such file"
+    return f"data {name!r} is neither a file nor a known name{nearest(name, known)}"
 
 
 def _kind(path: Path) -> str:

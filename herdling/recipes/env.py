@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import herdling
-from herdling.files import write_json
+from herdling.files import check_file, write_json
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "safetensors", "huggingface_hub",
              "numpy", "tyro")  # fmt: skip
@@ -31,6 +31,7 @@ class Config:
 
 
 def main(config: Config) -> int:
+    check_file(config.json, "json")
     report = collect()
     for name, value in report.items():
         print(f"{name}: {', '.join(value) if isinstance(value, list) else value}")

@@ -16,7 +16,7 @@ from tyro.conf import Positional
 
 from herdling.config import nearest
 from herdling.errors import ConfigError, InputError
-from herdling.files import write_json
+from herdling.files import check_file, write_json
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ def main(config: Config) -> None:
         raise ConfigError(
             f"items {config.items}, max_tokens {config.max_tokens}: must be 1 or more"
         )
+    check_file(config.json, "json")
     from herdling.eval.harness import evaluate
     from herdling.infer.lm import load_with
 
@@ -69,11 +70,11 @@ def main(config: Config) -> None:
             )
         asked = [name for name in asked if name not in IMAGE_TASKS]
         print(f"a text-only model: {len(pictures)} tasks with pictures are left out")
+    side = None if lm.processor is None else lm.processor.size  # one tile
+    tasks = [open_task(name, config.seed, side) for name in asked]  # all, before the first is asked
     results: dict[str, Any] = {}
     print(HEADER)
-    for name in asked:
-        side = None if lm.processor is None else lm.processor.size  # one tile
-        task = open_task(name, config.seed, side)
+    for name, task in zip(asked, tasks, strict=True):
         score = evaluate(lm, task, config.items, max_tokens=config.max_tokens, adapter=adapter)
         results[name] = score.plain()
         print(

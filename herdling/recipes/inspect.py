@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from herdling.errors import ConfigError
-from herdling.files import write_json
+from herdling.files import check_file, write_json
 
 MARKS = ("[+", "+]")
 """Around what carries loss, where there is no colour."""
@@ -74,6 +74,7 @@ def main(config: Config) -> None:
     for name in ("count", "measure", "length", "most"):
         if getattr(config, name) < (0 if name == "count" else 1):
             raise ConfigError(f"{name} is {getattr(config, name)}; it must be at least 1")
+    check_file(config.json, "json")
     from herdling.data.mixture import Mixture
     from herdling.data.packing import best_fit
     from herdling.data.spec import Opening, open_sources
@@ -151,7 +152,7 @@ def spans(tok: Any, ids: Sequence[int], mask: Sequence[bool]) -> Iterator[tuple[
         kind = (mask[start] and start > 0, ids[start] == tok.patch)
         if end < len(ids) and (mask[end], ids[end] == tok.patch) == kind:
             continue
-        text = tok.decode(ids[start:end])
+        text = tok.decode(ids[start:end], surrogates=False)  # no terminal takes half a pair
         if kind[1]:
             text = f"{tok.decode([tok.patch])} x {end - start} "
         yield text, kind[0]

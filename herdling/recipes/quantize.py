@@ -23,7 +23,7 @@ from herdling.checkpoint.source import on_hub
 from herdling.data.mixture import Mixture
 from herdling.data.spec import Opening, open_sources
 from herdling.errors import CheckpointError, ConfigError
-from herdling.files import atomic_folder, write_json
+from herdling.files import atomic_folder, check_file, write_json
 from herdling.inputs.tokenizer import Tokenizer
 from herdling.metrics import Progress
 from herdling.quant.schemes import scheme
@@ -76,6 +76,7 @@ def main(config: Config) -> None:
     """
     options = {} if config.group is None else {"group": config.group, "per": "group"}
     found = scheme(config.format, **options)
+    check_file(config.json, "json")
     check_target(config.out, None if on_hub(config.path) else config.path)
     source = Folder.open(config.path)
     targets = tuple(t.strip() for t in config.targets.split(",") if t.strip())

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from tyro.conf import Positional, UseAppendAction
 
 from herdling.errors import ConfigError
-from herdling.files import write_json
+from herdling.files import check_file, write_json
 
 if TYPE_CHECKING:
     from herdling.guard.attacks import Attack
@@ -68,6 +68,8 @@ def main(config: Config) -> int:
     for name in ("each", "max_tokens"):
         if getattr(config, name) < 1:
             raise ConfigError(f"{name} is {getattr(config, name)}; it must be at least 1")
+    check_file(config.json, "json")
+    check_file(config.out, "out")
     if config.judge in config.guard:
         raise ConfigError(f"judge {config.judge} is also a guard, which it would always find right")
     lm = load(config.path, config.dtype, config.device)

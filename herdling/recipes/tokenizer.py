@@ -19,7 +19,7 @@ import numpy as np
 from herdling.data.mixture import Mixture
 from herdling.data.spec import Opening, Weighted, open_sources
 from herdling.errors import ConfigError, DataError
-from herdling.files import atomic_file
+from herdling.files import atomic_file, check_folder
 from herdling.inputs import chat, special_tokens
 from herdling.inputs.image_processor import ImageProcessor
 from herdling.inputs.tokenizer import Tokenizer
@@ -55,6 +55,7 @@ def main(config: Config) -> None:
         raise ConfigError(
             f"{config.out} holds a model, which a new tokenizer would break; use another --out"
         )
+    check_folder(config.out, "out")
     start = time.perf_counter()
     texts = list(read_texts(config.data, config.limit, config.split, config.encoding_errors))
     if not texts:

@@ -23,7 +23,7 @@ from torch import nn
 
 from herdling import distributed
 from herdling.errors import CheckpointError, ConfigError
-from herdling.files import read_json
+from herdling.files import check_folder, read_json
 from herdling.metrics import METRICS, Metrics
 from herdling.train import rng
 from herdling.train.checkpoints import Checkpoints
@@ -89,6 +89,7 @@ class State:
         """What a hook wants to be shown beside the loss."""
         self.saved: int | None = None
         """The step of the checkpoint that holds this very state, if there is one."""
+        check_folder(self.folder, "out")
         metrics = self.folder / METRICS
         written = metrics.exists() and metrics.stat().st_size > 0
         if not resume and (written or self.checkpoints.latest()):

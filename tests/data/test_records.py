@@ -51,7 +51,7 @@ def test_json_lines_are_read_where_they_lie(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        ('{"text": "a"', "not valid JSON"),
+        ('{"text": "a"', "not valid JSON: Expecting ',' delimiter at column 13"),
         ("[1]", "is list; each record must be a JSON object"),
         ('{"txt": "a"}', "has txt; a record has either 'text' or 'messages'"),
         ('{"text": "a", "messages": []}', "has messages, text; a record has either"),

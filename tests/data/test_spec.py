@@ -75,8 +75,18 @@ def test_a_table_is_opened(tmp_path: Path) -> None:
 
 
 def test_mistakes_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="data 'cde' is neither a file nor one of builtin, code"):
+    with pytest.raises(
+        ConfigError, match="data 'cde' is neither a file nor a known name; did you mean code"
+    ):
         open_sources("cde", Opening(TOK))
+    for name, message in (
+        ("no/*.txt", r"data 'no/\*.txt': no such file"),
+        ("no.txt", "data 'no.txt': no such file"),
+        ("code:x", "weight of code is 'x'; it must be a number above 0"),
+        ("code:-1", "weight of code is '-1'; it must be a number above 0"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            open_sources(name, Opening(TOK))
     (tmp_path / "a.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"a.json: one JSON value is no stream of records"):
         open_sources(str(tmp_path / "a.json"), Opening(TOK))

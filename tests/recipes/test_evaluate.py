@@ -108,3 +108,14 @@ def test_names():
     assert names("b, a,b,", ["a", "b"]) == ["b", "a"]
     with pytest.raises(ConfigError, match="'c' is unknown"):
         names("a,c", ["a", "b"])
+
+
+def test_nothing_is_asked_before_all_can_be_and_kept(folder, tmp_path, capsys):
+    (tmp_path / "mine.jsonl").write_text('{"question": "x", "answer": "y", "grader": "nmber"}\n')
+    tasks = f"count_shapes,{tmp_path}/mine.jsonl"
+    assert main(["evaluate", folder, "--tasks", tasks, "--items", "1"]) == 1
+    assert main(["evaluate", folder, "--tasks", "dates", "--json", str(tmp_path)]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "grader 'nmber' is unknown" in said.err
+    assert "a folder; remedy: the name of a file" in said.err

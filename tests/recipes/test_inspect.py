@@ -76,12 +76,23 @@ def test_colours_on_a_terminal() -> None:
 def test_refusals(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = ["inspect", "--tokenizer", str(folder / "tok"), "--data"]
     for rest, message in (
-        ([f"{folder}/none.jsonl"], "is neither a file nor one of"),
+        ([f"{folder}/none.jsonl"], "none.jsonl': no such file"),
         (["calculator", "--measure", "0"], "measure is 0; it must be at least 1"),
         (["calculator", "--split", "all"], "split is 'all'"),
     ):
         assert main([*base, *rest]) != 0
         assert message in capsys.readouterr().err
+    assert main([*base, "calculator", "--json", str(folder)]) == 2
+    assert "a folder; remedy: the name of a file" in capsys.readouterr().err
     (folder / "a.jsonl").write_text('{"conversations": [{"from": "x"}]}\n')
     assert main([*base, f"{folder}/a.jsonl"]) == 1
     assert f"{folder}/a.jsonl:1: conversations[0] is from 'x'" in capsys.readouterr().err
+
+
+def test_half_a_surrogate_pair_is_shown(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "half.jsonl").write_text('{"text": "a\\ud800b"}\n')
+    args = ["--tokenizer", str(folder / "tok"), "--data", f"{folder}/half.jsonl", "--split", "all"]
+    assert main(["inspect", *args, "--count", "1", "--measure", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "\ufffd" in shown
+    shown.encode("utf-8")

@@ -117,7 +117,11 @@ def test_impossible_requests_are_refused(prose, tmp_path):
         main(Config(prose, tmp_path / "out", vocab_size=200))
     with pytest.raises(ConfigError, match="limit is 0"):
         main(Config(prose, tmp_path / "out", limit=0))
-    with pytest.raises(ConfigError, match="neither a file nor one of"):
+    (tmp_path / "file").write_text("x")
+    for out in (tmp_path / "file", tmp_path / "file/below"):
+        with pytest.raises(ConfigError, match="out is .*file"):
+            main(Config(prose, out))
+    with pytest.raises(ConfigError, match="neither a file nor a known name"):
         main(Config("nothing", tmp_path / "out"))
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "config.json").write_text("{}")
