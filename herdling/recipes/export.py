@@ -36,6 +36,14 @@ INPUTS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special
           "chat_template.jinja", "preprocessor_config.json", "processor_config.json", "LICENSE",
           "LICENSE.txt")  # fmt: skip
 
+SETTINGS = {
+    "dtype": ("hf", "meta"),
+    "model_parallel": ("meta",),
+    "type": ("gguf",),
+    "base": ("gguf",),
+}
+"""Settings that only some targets take."""
+
 
 @dataclass(frozen=True)
 class Config:
@@ -61,11 +69,17 @@ def main(config: Config) -> None:
     """Export and compare. Raises ConfigError for an unknown target or an OUT that holds other things,
     CheckpointError otherwise.
     """
-    if config.to == "gguf":
-        return _to_gguf(config)
-    if config.to not in TARGETS:
+    if config.to not in (*TARGETS, "gguf"):
         known = ", ".join([*TARGETS, "gguf"])
         raise ConfigError(f"--to {config.to} is not an export format; there are {known}")
+    for name, targets in SETTINGS.items():
+        default = Config.__dataclass_fields__[name].default
+        if config.to not in targets and getattr(config, name) != default:
+            raise ConfigError(
+                f"--{name.replace('_', '-')} is for --to {' and '.join(targets)}, not {config.to}"
+            )
+    if config.to == "gguf":
+        return _to_gguf(config)
     check_target(config.out, None if on_hub(config.path) else config.path)
     source = Folder.open(config.path)
     dtype = parse_dtype(config.dtype) or source.dtype

@@ -177,6 +177,22 @@ def test_gguf_writes_the_vision_part_beside(tmp_path):
     assert fields["clip.projector_type"].contents() == "llama4"
 
 
+@pytest.mark.parametrize(
+    ("to", "setting", "message"),
+    [
+        ("gguf", ("--dtype", "bfloat16"), "--dtype is for --to hf and meta, not gguf"),
+        ("hf", ("--model-parallel", "2"), "--model-parallel is for --to meta, not hf"),
+        ("meta", ("--type", "f16"), "--type is for --to gguf, not meta"),
+    ],
+)
+def test_a_setting_of_another_target_is_not_passed_over(
+    folder, tmp_path, capsys, to, setting, message
+):
+    args = ["export", str(folder), str(tmp_path / "b.gguf"), "--to", to, *setting]
+    assert cli.main(args) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_gguf_refusals(folder, tmp_path, capsys):
     assert cli.main(["export", str(folder), str(tmp_path / "b"), "--to", "gguf"]) == 2
     assert "b.gguf" in capsys.readouterr().err
