@@ -102,7 +102,7 @@ def _run(verb: str, args: list[str], debug: bool) -> int:
     except (Error, OSError) as error:
         if debug:
             raise
-        return _fail(str(error), 2 if isinstance(error, ConfigError) else 1)
+        return _fail(_words(error), 2 if isinstance(error, ConfigError) else 1)
 
 
 def _stopped(stop: KeyboardInterrupt, recipe: ModuleType | None, verb: str, args: list[str]) -> int:
@@ -116,6 +116,15 @@ def _stopped(stop: KeyboardInterrupt, recipe: ModuleType | None, verb: str, args
     if saved or resumable:
         print(f"to go on: {shlex.join(command)}", file=sys.stderr)
     return getattr(stop, "status", 130)
+
+
+def _words(error: Exception) -> str:
+    """What to print of an error: of the system's own the file and the reason, without its number."""
+    if not isinstance(error, OSError) or error.strerror is None:
+        return str(error)
+    # Of a rename the target is what was asked for, the source a temporary name of ours.
+    file = error.filename if error.filename2 is None else error.filename2
+    return error.strerror if file is None else f"{os.fsdecode(file)}: {error.strerror}"
 
 
 def _fail(message: str, status: int) -> int:

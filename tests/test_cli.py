@@ -100,7 +100,9 @@ def test_the_status_is_what_main_returns(verb, returned, status):
     [
         (DataError("a.txt:3: broken"), 1, "herdling: error: a.txt:3: broken\n"),
         (ConfigError("steps is 0"), 2, "herdling: error: steps is 0\n"),
-        (OSError(28, "No space left on device"), 1, "herdling: error: [Errno 28] No space left on device\n"),
+        (OSError(28, "No space left on device"), 1, "herdling: error: No space left on device\n"),
+        (OSError(17, "File exists", "runs/x"), 1, "herdling: error: runs/x: File exists\n"),
+        (OSError(21, "Is a directory", ".x.1", None, "x"), 1, "herdling: error: x: Is a directory\n"),
     ],
 )  # fmt: skip
 def test_errors_are_one_line_and_a_status(verb, capsys, monkeypatch, error, status, line):

@@ -34,6 +34,9 @@ def resolve(folder: Path | str) -> Path:
     path = Path(folder)
     recover_folder(path)
     if path.is_dir():
+        if not (path / "config.json").exists() and (path / "model/config.json").is_file():
+            adapter = f", its adapter {path}/adapter" if (path / "adapter").is_dir() else ""
+            raise CheckpointError(f"{path}: is a run; its model is {path}/model{adapter}")
         return path
     if path.exists():
         raise CheckpointError(f"{path}: is a file; give the folder that holds config.json")

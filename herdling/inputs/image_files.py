@@ -9,6 +9,7 @@ Left out on purpose: fetching URLs, and formats whose decoders start other progr
 import base64
 import binascii
 import io
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -116,9 +117,10 @@ def _locate(source: object) -> tuple[io.BytesIO | Path, str]:
         return io.BytesIO(source), "image"
     if isinstance(source, str) and source[:5].lower() == "data:":
         return io.BytesIO(_data_uri(source)), "data URI"
-    if isinstance(source, str) and "://" in source[:16]:
+    # A Path that was made of a URL has one slash left of two.
+    if isinstance(source, str | Path) and re.match(r".{,15}://|https?:/", str(source)):
         raise InputError(
-            f"image {source[:60]!r} is a URL, which is never fetched; "
+            f"image {str(source)[:60]!r} is a URL, which is never fetched; "
             "download it and pass the path or the bytes"
         )
     if isinstance(source, str | Path):

@@ -245,7 +245,9 @@ def read_keys(config: Config) -> tuple[str, ...]:
     if config.api_key_file is not None:
         try:
             keys += config.api_key_file.read_text("utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as problem:
+        except OSError as problem:
+            raise ConfigError(f"api_key_file {config.api_key_file}: {problem.strerror}") from None
+        except UnicodeDecodeError as problem:
             raise ConfigError(f"api_key_file {config.api_key_file}: {problem}") from None
     found = tuple(dict.fromkeys(key.strip() for key in keys if key.strip()))
     if not found and (config.api_key or config.api_key_file is not None):

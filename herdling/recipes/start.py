@@ -8,6 +8,7 @@ import torch
 from herdling.checkpoint import Card, open_model
 from herdling.checkpoint.save import with_ids
 from herdling.checkpoint.source import on_hub, resolve
+from herdling.config import nearest
 from herdling.errors import ConfigError
 from herdling.inputs.image_processor import ImageProcessor
 from herdling.inputs.tokenizer import Tokenizer
@@ -39,6 +40,10 @@ def start(
     """Open the model folder, or make the preset's model from random weights and call it `name`."""
     if is_preset(model):
         return _from_nothing(model, tokenizer, name, vision, seed)
+    if "/" not in model and not Path(model).exists():
+        raise ConfigError(
+            f"model {model!r} is neither a folder nor a preset{nearest(model, list(PRESETS))}"
+        )
     folder = resolve(model)
     # Training keeps float32 weights, whatever the folder holds; --precision is for products.
     opened, shape = open_model(folder, dtype=torch.float32)

@@ -193,7 +193,7 @@ def bind(host: str, port: int) -> socket.socket:
         if listener is not None:
             listener.close()
         raise ConfigError(
-            f"host {host}, port {port}: {problem}; remedy: choose another with --port"
+            f"host {host}, port {port}: {problem.strerror}; remedy: another --host or --port"
         ) from None
     return listener
 

@@ -89,6 +89,16 @@ def test_a_file_is_not_a_folder(tmp_path):
         resolve(tmp_path / "model.safetensors")
 
 
+def test_of_a_run_the_model_is_named(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").touch()
+    with pytest.raises(CheckpointError, match=r"is a run; its model is .*/model$"):
+        resolve(tmp_path)
+    (tmp_path / "adapter").mkdir()
+    with pytest.raises(CheckpointError, match=r"its model is .*/model, its adapter .*/adapter$"):
+        resolve(tmp_path)
+
+
 def test_a_save_cut_between_its_two_renames_is_undone(tmp_path):
     (tmp_path / ".model.old").mkdir()
     assert resolve(tmp_path / "model").is_dir()

@@ -178,6 +178,7 @@ def test_truncated_files(kind: str) -> None:
         (b"hello, world" * 99, "image is not a picture"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "image is not a picture"),
         ("https://example.org/a.png", "'https://example.org/a.png' is a URL, which is never"),
+        (Path("https://example.org/a.png"), "is a URL"),
         ("file:///etc/passwd", "is a URL"),
         ("s3://bucket/a.png", "is a URL"),
         ("no/such/file.png", "'no/such/file.png' is not a file"),

@@ -212,6 +212,12 @@ def test_the_card_names_the_hub_only_where_the_model_came_from_it(base, tmp_path
 def test_bad_settings_are_told_before_any_work(tokenizer, tmp_path):
     with pytest.raises(ConfigError, match="needs --tokenizer DIR"):
         pretrain.main(pretrain.Config(model="nano", out=tmp_path / "x", steps=1))
+    with pytest.raises(
+        ConfigError, match="'nan' is neither a folder nor a preset; did you mean nano"
+    ):
+        pretrain.main(
+            pretrain.Config(model="nan", tokenizer=tokenizer, out=tmp_path / "x", steps=1)
+        )
     with pytest.raises(ConfigError, match="steps is 0"):
         pretrain.Config(model="nano", out=tmp_path, steps=0)
     with pytest.raises(ConfigError, match="no vision"):

@@ -119,7 +119,7 @@ def test_impossible_requests_are_refused(prose, tmp_path):
         main(Config(prose, tmp_path / "out", limit=0))
     (tmp_path / "file").write_text("x")
     for out in (tmp_path / "file", tmp_path / "file/below"):
-        with pytest.raises(ConfigError, match="out is .*file"):
+        with pytest.raises(ConfigError, match=r"out is .*file"):
             main(Config(prose, out))
     with pytest.raises(ConfigError, match="neither a file nor a known name"):
         main(Config("nothing", tmp_path / "out"))
