@@ -11,7 +11,7 @@ would take longer than a coffee (long context, quantization). What each stage do
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -145,6 +145,9 @@ class _Demo:
     def _examine(self, name: str, path: Path) -> None:
         lm = load(self.out / name / "model")
         scores = [self.score(lm, task) for task in self.config.tasks]
+        # What RL works on is replies as it draws them; pretraining has no replies yet.
+        played = self._played if name != self.config.stages[0] else ()
+        drawn = [self.score(lm, task, temperature=1.0) for task in played]
         bits = {}
         if name in (
             self.config.stages[0],
@@ -160,14 +163,20 @@ class _Demo:
             {
                 "items": self.config.items,
                 "tasks": {score.task: score.plain() for score in scores},
+                "drawn": {score.task: score.plain() for score in drawn},
                 "bits_per_byte": {domain: vars(result) for domain, result in bits.items()},
             },
         )
 
-    def score(self, lm: LM, name: str, items: int | None = None) -> Score:
+    @property
+    def _played(self) -> Sequence[str]:
+        return PLAY.split(",") if self.config.rl_steps else ()
+
+    def score(self, lm: LM, name: str, items: int | None = None, temperature: float = 0.0) -> Score:
         side = {"side": lm.processor.size} if name in IMAGE_TASKS and lm.processor else {}
         task = create(name, seed=self.config.seed, **side)
-        return evaluate(lm, task, items or self.config.items, max_tokens=24, keep=6)
+        items = items or self.config.items
+        return evaluate(lm, task, items, max_tokens=24, keep=6, temperature=temperature)
 
     def publish(self) -> None:
         """OUT/model: the last stage's model with its scores in the card, OUT/evaluation.json."""

@@ -44,7 +44,8 @@ def write(
 ) -> None:
     """OUT/report.html from what the stages left in OUT."""
     found = {name: read_json(out / "scores" / f"{name}.json") for name in stages}
-    scores = {name: _scores(each) for name, each in found.items()}
+    scores = {name: _scores(each["tasks"]) for name, each in found.items()}
+    drawn = {name: _scores(each["drawn"]) for name, each in found.items() if each["drawn"]}
     use = expert_use(lm, _examples(lm, 12, seed))
     heat = "".join(
         report.heat_map(list(use), [use[d][i].tolist() for d in use], f"layer {layer}")
@@ -63,19 +64,20 @@ def write(
         ("How busy experts were while training", _loads(out / stages[0])),
         ("The run", _run(lm, facts)),
     ]  # fmt: skip
+    after = []
     if "rl" in stages:
-        sections.insert(
-            3, ("RL: reward of its own answers", _lines(out / "rl", ("reward",), "mean grade"))
-        )
+        after = [("What RL plays, replies drawn at temperature 1", _stages(drawn)),
+                 ("RL: reward of its own answers", _lines(out / "rl", ("reward",), "mean grade"))]  # fmt: skip
     if "dpo" in stages:
         names = ("chosen_reward", "rejected_reward", "preferred")
         lines = _lines(out / "dpo", names, "reward; share preferred")
-        sections.insert(4, ("DPO: chosen above rejected, beside the start", lines))
+        after.append(("DPO: chosen above rejected, beside the start", lines))
+    sections[2:2] = after
     report.write(out / "report.html", "Herdling demo", lead, sections)
 
 
 def _scores(found: dict[str, Any]) -> list[Score]:
-    return [Score(**{**score, "samples": []}) for score in found["tasks"].values()]
+    return [Score(**{**score, "samples": []}) for score in found.values()]
 
 
 def _stages(scores: dict[str, list[Score]]) -> str:

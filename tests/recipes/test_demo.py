@@ -15,6 +15,7 @@ from transformers import Llama4ForConditionalGeneration
 import herdling
 from herdling.errors import ConfigError
 from herdling.recipes import demo
+from herdling.recipes.demo_stages import PLAY
 from herdling.tasks.registry import PREFERENCE_TASKS
 
 
@@ -51,7 +52,7 @@ def test_the_page_is_whole_and_fetches_nothing(run):
     page = (run.out / "report.html").read_text("utf-8")
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)
     for part in ("Accuracy on held-out items", "What each stage gave and took", "after DPO",
-                 "RL: reward", "chosen_reward", "Bits per byte", "<svg", "data:image/png;base64,",
+                 "drawn at temperature 1", "RL: reward", "chosen_reward", "Bits per byte", "<svg", "data:image/png;base64,",
                  "unigram", "gzip", "layer 3", "last window", *run.tasks):  # fmt: skip
         assert part in page, part
 
@@ -64,6 +65,8 @@ def test_figures_are_in_a_file(run):
         scores = json.loads((run.out / "scores" / f"{stage}.json").read_text())
         assert set(scores["tasks"]) == set(run.tasks)
         assert all(len(score["grades"]) == 4 for score in scores["tasks"].values())
+        played = set() if stage == "pretrain" else set(PLAY.split(","))
+        assert set(scores["drawn"]) == played
     diary = json.loads((run.out / "demo.json").read_text())
     assert set(diary["seconds"]) == {"tokenizer", *run.stages, "evaluate"}
     assert diary["peak_bytes"] > 1e8
@@ -103,7 +106,7 @@ def test_other_items_are_asked_anew(run, tmp_path, capsys):
 
 def test_stages_of_no_steps_are_left_out(tmp_path):
     """What they need, their tasks and the words of the tuning data go with them."""
-    config = demo.Config(out=tmp_path)
+    config = demo.Config(out=tmp_path, rl_steps=0, dpo_steps=0)
     assert config.stages == ("pretrain", "tune")
     assert not set(config.tasks) & set(PREFERENCE_TASKS)
     assert "refusals" not in demo.tuning(config).data
