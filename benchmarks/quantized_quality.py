@@ -28,7 +28,7 @@ from herdling.eval.likelihood import likelihood
 from herdling.infer.lm import load
 from herdling.quant.schemes import scheme
 from herdling.quant.swap import Report, rows_of
-from herdling.recipes.export import INPUTS
+from herdling.recipes.export_run import INPUTS
 from herdling.tasks.mixture import makers
 from herdling.tasks.registry import IMAGE_TASKS, create
 

@@ -71,6 +71,20 @@ def test_help_is_fast_and_imports_nothing_heavy():
     assert min(seconds) < 0.3, f"took {seconds} s"
 
 
+def test_help_of_a_verb_loads_no_torch():
+    verbs = [verb for verb in cli.VERBS if verb not in ("demo", "rl")]  # these two still do
+    code = (
+        "import contextlib, io, sys; from herdling.cli import main\n"
+        f"for verb in {verbs}:\n"
+        "    with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.suppress(SystemExit):\n"
+        "        main([verb, '--help'])\n"
+        "    assert f'usage: herdling {verb}' in said.getvalue(), verb\n"
+        "    assert 'torch' not in sys.modules, verb\n"
+    )
+    done = run("-c", code)
+    assert done.returncode == 0, done.stderr
+
+
 def test_importing_the_package_loads_no_torch():
     assert run("-c", "import sys, herdling; assert 'torch' not in sys.modules").returncode == 0
 

@@ -8,12 +8,11 @@ Built-in data mixes code, English, many languages and rendered pictures; loss is
 
 from dataclasses import dataclass
 
-from herdling.recipes import stage
-from herdling.tasks.mixture import makers
+from herdling.recipes.settings import Stage
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(stage.Stage):
+class Config(Stage):
     """Train a model from random weights on packed documents, text and images mixed."""
 
     data: str = "builtin"
@@ -21,5 +20,8 @@ class Config(stage.Stage):
 
 
 def main(config: Config) -> int:
+    from herdling.recipes import stage
+    from herdling.tasks.mixture import makers
+
     stage.run(config, "pretrain", makers("document"))
     return 0

@@ -22,10 +22,9 @@ from herdling import config as settings
 from herdling import distributed
 from herdling.errors import ConfigError
 from herdling.files import atomic_folder
-from herdling.optim.adamw import AdamWConfig
-from herdling.quant.schemes import scheme
+from herdling.optim.config import AdamWConfig
 from herdling.recipes import dpo, sft
-from herdling.recipes.training import Training
+from herdling.recipes.settings import Training
 from herdling.train.precision import Precision
 
 
@@ -93,6 +92,8 @@ class Config:
     """Decides the data order and the adapter's beginning."""
 
     def __post_init__(self) -> None:
+        from herdling.quant.schemes import scheme
+
         scheme(self.format)
         steps = (self.full.steps, self.adapter.steps, self.preference.steps)
         if min(steps) < 0 or not any(steps):

@@ -27,7 +27,8 @@ from herdling.infer.lm import LM
 from herdling.metrics import METRICS, read
 from herdling.optim.adamw import AdamWConfig
 from herdling.optim.schedule import Schedule
-from herdling.recipes.training import Run, Training, at_least_one
+from herdling.recipes.settings import Training, at_least_one
+from herdling.recipes.training import Run
 from herdling.rollouts.curriculum import FilterConfig
 from herdling.tasks.base import Task
 from herdling.tasks.registry import open_task

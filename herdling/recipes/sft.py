@@ -10,17 +10,18 @@ what a model finds hard is trained on (herdling.eval.judge says which models can
 
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TYPE_CHECKING
 
-from herdling.data.spec import Weighted
-from herdling.optim.adamw import AdamWConfig
-from herdling.recipes import stage
-from herdling.recipes.judged import keep_part, parse_keep
-from herdling.recipes.training import Run, at_least_one
-from herdling.tasks.mixture import makers
+from herdling.optim.config import AdamWConfig
+from herdling.recipes.settings import Stage, at_least_one
+
+if TYPE_CHECKING:
+    from herdling.data.spec import Weighted
+    from herdling.recipes.training import Run
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(stage.Stage):
+class Config(Stage):
     """Tune a model on conversations."""
 
     data: str = "tasks"
@@ -37,6 +38,8 @@ class Config(stage.Stage):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least_one(self, "pool")
+        from herdling.recipes.judged import parse_keep
+
         parse_keep(self.keep)
 
 
@@ -47,9 +50,14 @@ def main(config: Config) -> int:
 
 def train(config: Config, name: str = "sft") -> None:
     """Tune, on the part that the judge leaves where there is one; save OUT/model."""
+    from herdling.recipes import stage
+    from herdling.tasks.mixture import makers
+
     choose = None if config.judge is None else partial(_hard, config, config.judge)
     stage.run(config, name, makers(), choose=choose)
 
 
-def _hard(config: Config, judge: str, run: Run, sources: Weighted) -> tuple[Weighted, str]:
+def _hard(config: Config, judge: str, run: "Run", sources: "Weighted") -> "tuple[Weighted, str]":
+    from herdling.recipes.judged import keep_part
+
     return keep_part(sources, judge, config.keep, config.pool, run.tok, config.seed, config.out)

@@ -5,41 +5,20 @@ A recipe gives its defaults and the further names its `--data` may use; everythi
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from typing import Literal
 
 from herdling import distributed
 from herdling.data.loader import Loader
 from herdling.data.mixture import Mixture
 from herdling.data.spec import Maker, Opening, Weighted, open_sources
 from herdling.model.llama import LanguageModel
-from herdling.recipes.training import Run, Training, at_least_one
+from herdling.recipes.settings import Stage
+from herdling.recipes.training import Run
 from herdling.train.loop import Every
 from herdling.train.losses import next_token
 from herdling.train.state import State
 
 DATA_EVERY = 50
 """Steps between two lines about the data in metrics.jsonl."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stage(Training):
-    """The settings of a training run on packed examples."""
-
-    data: str
-    """What to train on, with weights: builtin, code, english, pictures, task names, files."""
-    split: Literal["train", "all"] = "train"
-    """Which part of files and built-in text to train on; all leaves nothing to test on."""
-    encoding_errors: Literal["strict", "replace"] = "strict"
-    """What a byte of your files that is not UTF-8 does: stop the run, or become U+FFFD."""
-    length: int = 512
-    """Tokens in a row; documents are packed into rows and never see each other."""
-    rows: int = 16
-    """Rows in a micro-batch of one process."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least_one(self, "length", "rows")
 
 
 def run(

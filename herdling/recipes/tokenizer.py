@@ -12,17 +12,18 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from herdling.data.mixture import Mixture
-from herdling.data.spec import Opening, Weighted, open_sources
 from herdling.errors import ConfigError, DataError
 from herdling.files import atomic_file, check_folder
 from herdling.inputs import chat, special_tokens
 from herdling.inputs.image_processor import ImageProcessor
 from herdling.inputs.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from herdling.data.spec import Opening, Weighted
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,9 @@ def main(config: Config) -> None:
     )
 
 
-def _builtin_texts(opening: Opening) -> Weighted:
+def _builtin_texts(opening: "Opening") -> "Weighted":
+    from herdling.data.spec import open_sources
+
     # Rendered pictures never end, so with them nothing would be read just once.
     return open_sources("builtin", replace(opening, processor=None))
 
@@ -93,6 +96,9 @@ def read_texts(
     Stops earlier once each source has been read. Control tokens and pictures are left out, and
     `builtin` is its texts alone.
     """
+    from herdling.data.mixture import Mixture
+    from herdling.data.spec import Opening, open_sources
+
     raw = _Bytes.train([], 256 + len(special_tokens.names("compact")))
     byte_of = np.frombuffer(raw.to_bytes(range(256)), dtype=np.uint8)  # (256,)
     # A source with pictures gives its text only along with their tiles, so those are made small.

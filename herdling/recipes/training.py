@@ -14,7 +14,6 @@ A recipe adds its batches, its loss and its hooks.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,98 +22,23 @@ from herdling import distributed, lora
 from herdling.checkpoint import Card, save_model
 from herdling.checkpoint.card import NOTICE
 from herdling.checkpoint.save import check_target
-from herdling.errors import ConfigError
 from herdling.inputs.image_processor import ImageProcessor
 from herdling.inputs.tokenizer import Tokenizer
 from herdling.model.llama import LanguageModel
 from herdling.optim import adamw
-from herdling.optim.adamw import AdamWConfig
-from herdling.optim.schedule import Schedule
 from herdling.quant import low_precision, qat
 from herdling.quant.schemes import scheme
 from herdling.quant.swap import restore, swap
+from herdling.recipes.settings import Training
 from herdling.recipes.start import is_preset, start
 from herdling.train import rng
-from herdling.train.compression import Compression, GradientBits
-from herdling.train.health import Routing, RoutingConfig
+from herdling.train.compression import Compression
+from herdling.train.health import Routing
 from herdling.train.loop import Batches, Every, Loss, fit, make_accelerator
 from herdling.train.loss_scale import LossScale
 from herdling.train.losses import Batch, target_tokens
-from herdling.train.precision import LOW, Precision
-from herdling.train.state import CheckpointConfig, State
-
-
-@dataclass(frozen=True, kw_only=True)
-class Training:
-    """The settings of any training run."""
-
-    model: str
-    """A model folder, a hub name, or a preset (nano, tiny, small, base) to start from random weights."""
-    out: Path
-    """Folder of the run."""
-    steps: int
-    """Optimizer steps in all."""
-    tokenizer: Path | None = None
-    """Tokenizer folder; needed with a preset, else the model's own."""
-    vision: bool = True
-    """Whether a model made from a preset sees pictures."""
-    accumulation: int = 1
-    """Micro-batches in an optimizer step."""
-    precision: Precision = "fp32"
-    """Type of the matrix products; the weights stay float32. Below 16 bits: those of blocks only."""
-    gradient_bits: GradientBits = 32
-    """Bits of a gradient between processes; 8 and 4 with error feedback."""
-    optimizer: AdamWConfig = field(default_factory=AdamWConfig)
-    """How the weights move."""
-    schedule: Schedule = field(default_factory=Schedule)
-    """The learning rate over the run."""
-    routing: RoutingConfig = field(default_factory=RoutingConfig)
-    """How experts are kept busy."""
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    """When the run is saved."""
-    lora: str | None = None
-    """Train an adapter in place of the weights, such as r=16,alpha=32,targets=attention+experts."""
-    adapter: Path | None = None
-    """Adapter folder to go on training, together with the weights."""
-    quantize: str | None = None
-    """Keep the weights below --lora in this format, such as int4 or nf4 (QLoRA)."""
-    qat: str | None = None
-    """Round weights and activations in every forward as this format does, such as w4a8."""
-    seed: int = 0
-    """Decides weights and data order; the same seed gives the same run."""
-    resume: bool = False
-    """Go on from the latest checkpoint in OUT."""
-
-    def __post_init__(self) -> None:
-        at_least_one(self, "steps", "accumulation")
-        if self.lora is not None:
-            lora.LoraConfig.parse(self.lora)
-            if is_preset(self.model):
-                raise ConfigError(
-                    f"--lora needs a trained model, and --model {self.model} starts from random "
-                    "weights; remedy: --model FOLDER"
-                )
-        for name in ("quantize", "qat"):
-            if (given := getattr(self, name)) is not None:
-                scheme(given)
-        for wrong, remedy in (
-            (self.quantize and not self.lora, "--quantize needs --lora, as codes do not train"),
-            (self.quantize and self.qat, "--quantize and --qat exclude each other"),
-            (self.lora and self.adapter, "--lora is a new adapter; leave it out with --adapter"),
-            (
-                self.precision in LOW and (self.lora or self.adapter or self.qat),
-                f"--precision {self.precision} trains plain weights; remedy: bf16",
-            ),
-        ):
-            if wrong:
-                raise ConfigError(remedy)
-
-
-def at_least_one(config: Training, *names: str) -> None:
-    """Raise ConfigError for a setting of these that is below 1."""
-    for name in names:
-        if getattr(config, name) < 1:
-            raise ConfigError(f"{name} is {getattr(config, name)}; it must be at least 1")
+from herdling.train.precision import LOW
+from herdling.train.state import State
 
 
 def identity(config: Training) -> dict[str, Any]:

@@ -9,7 +9,7 @@ small gradients beside a large one would else be rounded to zero for ever. Only 
 every process sums in float32 and ends with the same bits.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,8 +18,6 @@ from torch import Tensor
 
 from herdling import distributed
 from herdling.errors import ConfigError
-
-GradientBits = Literal[32, 8, 4]
 
 BLOCK = 128
 """Gradients that share a scale."""

@@ -17,7 +17,6 @@ Activation checkpointing must be the non-reentrant kind; the hooks do nothing in
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,24 +25,9 @@ from torch import Tensor, nn
 from herdling import distributed
 from herdling.errors import ConfigError, Error
 from herdling.model.llama import Router
+from herdling.train.config import RoutingConfig
 
 _BARS = "".join(chr(0x2581 + i) for i in range(8))
-
-
-@dataclass(frozen=True)
-class RoutingConfig:
-    """How experts are kept busy, and watched."""
-
-    balance: float = 0.01
-    """Coefficient of the load-balancing term; 0 leaves it out (loads are still measured)."""
-    window: int = 50
-    """Optimizer steps over which an expert without a token counts as dead."""
-
-    def __post_init__(self) -> None:
-        if not self.balance >= 0:
-            raise ConfigError(f"routing.balance is {self.balance}; it must be 0 or more")
-        if self.window < 1:
-            raise ConfigError(f"routing.window is {self.window}; it must be at least 1")
 
 
 class Routing:

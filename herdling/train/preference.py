@@ -9,63 +9,17 @@ one another (AOT), and divergences other than the reverse KL.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from herdling.data.packing import IGNORE
-from herdling.errors import ConfigError
 from herdling.kernels.cross_entropy import log_probs
+from herdling.train.config import PreferenceConfig
 from herdling.train.losses import MODEL_INPUTS, Batch, Numbers
-
-Kind = Literal["sigmoid", "hinge", "ipo", "robust", "exo_pair", "nca_pair", "sppo_hard",
-               "apo_zero", "apo_down", "simpo", "orpo"]  # fmt: skip
-REFERENCE_FREE = ("simpo", "orpo")
-AVERAGED = ("ipo", "simpo", "orpo")
-"""Losses that are defined on log-probabilities per token."""
-
-
-@dataclass(frozen=True)
-class PreferenceConfig:
-    """How an answer is preferred to another."""
-
-    loss: Kind = "sigmoid"
-    """sigmoid is DPO; the others are its published variants (docs/dpo.md). simpo and orpo need no
-    reference."""
-    beta: float = 0.1
-    """How closely the model is held to the reference: larger is closer."""
-    label_smoothing: float = 0.0
-    """How often a pair is thought to be the wrong way round (sigmoid, robust, exo_pair, simpo)."""
-    margin: float = 0.5
-    """By how much simpo wants the chosen answer ahead (its gamma)."""
-    length_normalised: bool = False
-    """Compare log-probabilities per token, so that length is no way to win; ipo, simpo, orpo always do."""
-    sft: float = 0.2
-    """Share of the chosen answer's own loss per token that is added: keeps it from growing unlikely."""
-
-    def __post_init__(self) -> None:
-        if not self.beta > 0:
-            raise ConfigError(f"preference.beta is {self.beta}; it must be above 0")
-        if self.sft < 0:
-            raise ConfigError(f"preference.sft is {self.sft}; it must be 0 or more")
-        least = 0.0 if self.loss != "exo_pair" else 1e-6
-        if not least <= self.label_smoothing < 0.5:
-            raise ConfigError(
-                f"preference.label_smoothing is {self.label_smoothing}; {self.loss} takes "
-                f"{'0' if least == 0 else 'above 0'} to below 0.5"
-            )
-
-    @property
-    def needs_reference(self) -> bool:
-        return self.loss not in REFERENCE_FREE
-
-    @property
-    def averaged(self) -> bool:
-        return self.length_normalised or self.loss in AVERAGED
 
 
 class Scores(NamedTuple):

@@ -13,7 +13,6 @@ a change of the number of processes, which is refused.
 
 import platform
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +26,7 @@ from herdling.files import check_folder, read_json
 from herdling.metrics import METRICS, Metrics
 from herdling.train import rng
 from herdling.train.checkpoints import Checkpoints
+from herdling.train.config import CheckpointConfig
 from herdling.train.tree import load_tensors, load_tree, save_tree
 
 
@@ -36,25 +36,6 @@ class Stateful(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-
-@dataclass(frozen=True)
-class CheckpointConfig:
-    """When a run is saved, and what is kept."""
-
-    every: int = 500
-    """Steps between checkpoints; the end of the run is always saved."""
-    keep: int = 2
-    """How many of the latest checkpoints stay."""
-    permanent: int = 0
-    """Checkpoints at multiples of this many steps stay for ever; 0: none."""
-
-    def __post_init__(self) -> None:
-        for name, least in (("every", 1), ("keep", 1), ("permanent", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(
-                    f"checkpoint.{name} is {getattr(self, name)}; it must be at least {least}"
-                )
 
 
 class State:

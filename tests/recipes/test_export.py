@@ -22,7 +22,7 @@ from herdling.lora import LoraConfig
 from herdling.model.config import preset
 from herdling.model.init import initialize
 from herdling.model.llama import build
-from herdling.recipes import export
+from herdling.recipes import export_run as export
 
 TOK = Tokenizer.train(["the quick brown fox jumps over the lazy dog"] * 9, vocab_size=300)
 CONFIG = preset("nano", vision=False, vocab_size=len(TOK))

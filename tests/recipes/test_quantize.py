@@ -9,6 +9,7 @@ import torch
 import herdling
 from herdling.checkpoint import Card, Folder, save_model
 from herdling.checkpoint import quantize as streaming
+from herdling.checkpoint.save import SHARD_BYTES
 from herdling.cli import main
 from herdling.errors import CheckpointError
 from herdling.inputs.tokenizer import Tokenizer
@@ -18,6 +19,7 @@ from herdling.model.llama import build
 from herdling.quant.modules import Matrix
 from herdling.quant.schemes import scheme
 from herdling.quant.swap import swap
+from herdling.recipes.quantize import Config
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +41,10 @@ def folder(tmp_path_factory):
     save_model(model, config, path, tok, card=Card("toy"), shard_bytes=300_000)
     (root / "text.txt").write_text("the dog jumps over the quick fox and sleeps. " * 60)
     return path
+
+
+def test_the_default_size_of_files_is_that_of_saving():
+    assert Config.__dataclass_fields__["shard_bytes"].default == SHARD_BYTES
 
 
 def run(folder, tmp_path, *flags: str) -> tuple[int, dict]:
