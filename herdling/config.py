@@ -6,9 +6,13 @@ not a field is an error that names the nearest one. Left out on purpose: includi
 another, interpolation, and environment variables.
 """
 
+import contextlib
 import dataclasses
 import difflib
+import io
 import math
+import re
+import sys
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -24,15 +28,56 @@ T = TypeVar("T")
 def parse(kind: type[T], args: Sequence[str], prog: str) -> T:
     """Make a `kind` of command-line arguments; `--config FILE` among them gives the defaults.
 
-    Raises ConfigError for a file that does not fit, SystemExit (2) for flags that do not, after
-    saying why, and SystemExit (0) after `--help`.
+    Raises ConfigError for a file or for flags that do not fit, and SystemExit (0) after `--help`.
     """
     import tyro
 
     file, rest = _take_config(args)
     given = {} if file is None else {"default": _build(kind, _read_yaml(file), str(file), "", True)}
     about = f"{kind.__doc__ or ''}\n\nWith --config FILE.yaml its values are the defaults."
-    return tyro.cli(kind, prog=prog, description=about.strip(), args=rest, **given)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            config = tyro.cli(kind, prog=prog, description=about.strip(), args=rest, **given)
+    except SystemExit as end:
+        if end.code != 2:
+            raise
+        raise ConfigError(_in_a_line(said.getvalue(), prog)) from None
+    sys.stderr.write(said.getvalue())
+    return config
+
+
+def _in_a_line(box: str, prog: str) -> str:
+    """tyro's complaint, which is a box of many lines; one that is not known is given as it is."""
+    inner = [re.sub(r"^[|\u2502]|[|\u2502]$", "", row).strip() for row in box.splitlines()[1:]]
+    rows = ["" if re.fullmatch(r"[-+\u2500-\u257f]*", row) else row for row in inner]
+    blocks = [part.split("\n") for part in re.split(r"\n{2,}", "\n".join(rows).strip("\n"))]
+    message, more = " ".join(blocks[0]).rstrip(".") or "unusable flags", f"; see {prog} --help"
+    if found := re.fullmatch(r"Error parsing (\S+): .*?(\[.*\]|'.*'|\".*\")", message):
+        flag, value = found[1], found[2].strip("[]")
+        names = [row.split(" ", 1)[1] for row in rows if row.startswith(f"{flag} ")]
+        kind = names[0].removeprefix("{None}|") if names else ""
+        return f"{flag} is {value}; it must be {_METAVARS.get(kind, kind)}" if kind else message
+    if found := re.fullmatch(r"invalid choice '(.*)' for argument '(.*)'. Expected one of \((.*)\)", message):  # fmt: skip
+        options = ", ".join(sorted(re.findall(r"'(.*?)'", found[3])))
+        return f"{found[2]} is {found[1]!r}; it must be one of {options}"
+    if found := re.fullmatch(r"Missing value for argument '(.*)'. Expected (\d+) values", message):
+        return f"{found[1]} needs {'a value' if found[2] == '1' else f'{found[2]} values'}{more}"
+    if found := re.fullmatch(r"Unrecognized options: (.*)", message):
+        flags = [word for word in found[1].split(", ") if word.startswith("-")]
+        close = [row.split(" ")[0] for rows in blocks for row in rows if row.startswith("--")]
+        hint = f"; did you mean {' or '.join(close)}?" if close and flags else more
+        if not flags and blocks[1][0].startswith("Available subcommands: "):
+            hint = "; there are " + " ".join(blocks[1]).removeprefix("Available subcommands: ")
+        return f"{flags[0] if flags else found[1].split(', ')[0]} is unknown{hint}"
+    if blocks[0][0].startswith("Missing from"):
+        names = [row for row in blocks[0] if re.fullmatch(r"--[\w.-]+ \S+|[A-Z][A-Z_]*", row)]
+        return f"missing: {', '.join(names)}{more}" if names else message + more
+    return message + more
+
+
+_METAVARS = {"INT": "a whole number", "FLOAT": "a number", "{FLOAT FLOAT}": "two numbers"}
+"""tyro's words for types in words."""
 
 
 def load(kind: type[T], path: Path | str) -> T:

@@ -1,5 +1,6 @@
 """python -m pytest tests/test_config.py"""
 
+import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -144,18 +145,57 @@ def test_checks_wait_for_the_flags(tmp_path):
         config.parse(Config, ["--config", file], "t")
 
 
-def test_an_unknown_flag_is_status_2_with_the_nearest(capsys):
-    with pytest.raises(SystemExit) as caught:
-        config.parse(Config, ["p", "--out", "o", "--step", "3"], "t")
-    assert caught.value.code == 2
-    assert "--steps" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("p --out o --step 3", "--step is unknown; did you mean --steps?"),
+        ("p --out o --zzz 3", "--zzz is unknown; see t --help"),
+        ("p --out o more", "more is unknown; see t --help"),
+        ("p --out o --steps x", "--steps is 'x'; it must be a whole number"),
+        ("p --out o --steps 1.5", "--steps is '1.5'; it must be a whole number"),
+        ("p --out o --clip x", "--clip is 'x'; it must be a number"),
+        ("p --out o --inner.rate x", "--inner.rate is 'x'; it must be a number"),
+        ("p --out o --kind c", "--kind is 'c'; it must be one of a, b"),
+        ("p --out o --steps", "--steps needs a value; see t --help"),
+        ("p --out o --inner.betas 1", "--inner.betas needs 2 values; see t --help"),
+        ("p", "missing: --out PATH; see t --help"),
+        ("", "missing: STR, --out PATH; see t --help"),
+    ],
+)
+def test_flags_that_do_not_fit_are_an_error_of_one_line(flags, message, capsys):
+    with pytest.raises(ConfigError) as caught:
+        config.parse(Config, flags.split(), "t")
+    assert str(caught.value) == message
+    assert capsys.readouterr() == ("", "")
 
 
-def test_a_flag_missing_in_the_file_and_on_the_line_is_status_2(tmp_path, capsys):
-    with pytest.raises(SystemExit) as caught:
+def test_a_subcommand_that_does_not_exist_names_those_that_do():
+    from herdling.recipes import guard
+
+    with pytest.raises(ConfigError, match="trian is unknown; there are train, check, prune"):
+        config.parse(guard.Config, ["trian"], "t")
+    with pytest.raises(ConfigError, match=r"train, check, prune.*; see t --help"):
+        config.parse(guard.Config, [], "t")
+
+
+def test_what_a_check_warns_of_is_still_said(capsys):
+    @dataclass(frozen=True)
+    class Loud:
+        """Do a thing."""
+
+        steps: int = 1
+        """How often."""
+
+        def __post_init__(self) -> None:
+            print("careful", file=sys.stderr)
+
+    config.parse(Loud, [], "t")
+    assert "careful" in capsys.readouterr().err
+
+
+def test_a_flag_missing_in_the_file_and_on_the_line_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="missing: --out PATH"):
         config.parse(Config, ["--config", str(write(tmp_path, "path: p"))], "t")
-    assert caught.value.code == 2
-    assert "--out" in capsys.readouterr().err
 
 
 def test_help_has_every_field_with_its_sentence_and_the_config_flag(capsys):

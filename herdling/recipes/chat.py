@@ -43,7 +43,7 @@ _UNSAFE = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code
 class Config:
     """Talk to a model in the terminal."""
 
-    path: Positional[str]
+    path: Annotated[Positional[str], arg(metavar="MODEL")]
     """Model folder or hub name."""
     adapter: str | None = None
     """Folder of an adapter for it, in peft's format."""

@@ -10,9 +10,9 @@ Only test items are asked, which no built-in training data contains.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from herdling.config import nearest
 from herdling.errors import ConfigError, InputError
@@ -23,7 +23,7 @@ from herdling.files import check_file, write_json
 class Config:
     """Measure a model on tasks."""
 
-    path: Positional[str]
+    path: Annotated[Positional[str], arg(metavar="MODEL")]
     """Model folder or hub name."""
     adapter: str | None = None
     """Folder of an adapter for it, in peft's format."""

@@ -11,17 +11,18 @@ of a model goes to `mmproj-OUT.gguf` beside it. Left out: compressed-tensors, wh
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 
 @dataclass(frozen=True)
 class Config:
     """Write a model in another format, and compare it after re-loading."""
 
-    path: Positional[str]
+    path: Annotated[Positional[str], arg(metavar="MODEL")]
     """Model folder or hub name."""
-    out: Positional[Path]
+    out: Annotated[Positional[Path], arg(metavar="OUT")]
     """Folder to write: new, empty, or a model folder to be replaced. For gguf a file, NAME.gguf."""
     to: str
     """Target format: hf, meta or gguf."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from tyro.conf import OmitArgPrefixes, Positional, subcommand
+from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
 
 from herdling.errors import ConfigError
 
@@ -37,7 +37,7 @@ RECALL, ALARMS = 0.95, 0.05
 class Train:
     """Train the small text classifier on built-in template texts, and test it on new templates."""
 
-    out: Positional[Path]
+    out: Annotated[Positional[Path], arg(metavar="OUT")]
     """Folder of the run, and of the classifier."""
     texts: int = 12_000
     """Training texts."""
@@ -57,9 +57,9 @@ class Train:
 class Check:
     """Judge texts, or standard input, one a line; status 1 if any is unsafe."""
 
-    path: Positional[str]
+    path: Annotated[Positional[str], arg(metavar="MODEL")]
     """Folder of a classifier or of a model of Llama Guard's kind."""
-    text: Positional[tuple[str, ...]] = ()
+    text: Annotated[Positional[tuple[str, ...]], arg(metavar="TEXT")] = ()
     """Texts to judge; none: lines of standard input."""
     role: Literal["user", "assistant", "tool"] = "user"
     """Who said them."""
@@ -73,9 +73,9 @@ class Check:
 class Prune:
     """Write a model without its routed experts, its shared experts as dense layers."""
 
-    path: Positional[str]
+    path: Annotated[Positional[str], arg(metavar="MODEL")]
     """Model folder or hub name of a mixture of experts."""
-    out: Positional[Path]
+    out: Annotated[Positional[Path], arg(metavar="OUT")]
     """Folder to write: new, empty, or a model folder to be replaced."""
 
 

@@ -8,17 +8,18 @@ Left out: the FP8 and int4 releases (a clear error), and the older vision positi
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 
 @dataclass(frozen=True)
 class Config:
     """Turn Meta's consolidated checkpoint files into a model folder."""
 
-    path: Positional[Path]
+    path: Annotated[Positional[Path], arg(metavar="PATH")]
     """Folder with consolidated.NN.pth and params.json."""
-    out: Positional[Path]
+    out: Annotated[Positional[Path], arg(metavar="OUT")]
     """The model folder to write: new, empty, or a model folder to be replaced."""
     tokenizer: Path | None = None
     """A tokenizer.model, or a folder with tokenizer.json; by default looked for in PATH."""

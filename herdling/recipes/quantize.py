@@ -10,18 +10,18 @@ compares logits. Left out: pictures in calibration.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 
 @dataclass(frozen=True)
 class Config:
     """Write a model with fewer bits a weight, and compare it after re-loading."""
 
-    path: Positional[str]
+    path: Annotated[Positional[str], arg(metavar="MODEL")]
     """Model folder or hub name."""
-    out: Positional[Path]
+    out: Annotated[Positional[Path], arg(metavar="OUT")]
     """Folder to write: new, empty, or a model folder to be replaced."""
     format: str
     """w4a8 w8a8 int4 int8 fp8 mxfp8 mxfp6 mxfp4 ternary meta-int4 meta-fp8, or a format such as int4_g128."""

@@ -14,9 +14,9 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from tyro.conf import Positional, UseAppendAction
+from tyro.conf import Positional, UseAppendAction, arg
 
 from herdling.errors import ConfigError
 from herdling.files import check_file, write_json
@@ -35,7 +35,7 @@ SHOWN = 12
 class Config:
     """Attack a model with templates: success by category, and over-refusal."""
 
-    path: Positional[str]
+    path: Annotated[Positional[str], arg(metavar="MODEL")]
     """Model folder or hub name."""
     each: int = 2
     """Times that each technique is tried against each category."""

@@ -15,9 +15,9 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from tyro.conf import Positional, UseAppendAction
+from tyro.conf import Positional, UseAppendAction, arg
 
 from herdling.errors import ConfigError, require
 
@@ -41,7 +41,9 @@ def _port() -> int:
 class Config:
     """Serve a model over HTTP: OpenAI's API and others, and a page to chat in."""
 
-    path: Positional[str] = field(default_factory=lambda: os.environ.get("HERDLING_MODEL", ""))
+    path: Annotated[Positional[str], arg(metavar="MODEL")] = field(
+        default_factory=lambda: os.environ.get("HERDLING_MODEL", "")
+    )
     """Model folder or hub name; default: that in HERDLING_MODEL."""
     host: str = field(default_factory=lambda: os.environ.get("HERDLING_HOST", "127.0.0.1"))
     """Address to listen on; 0.0.0.0 is every IPv4 address of this machine."""
