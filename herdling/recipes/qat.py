@@ -105,6 +105,7 @@ class Config:
 
 
 def main(config: Config) -> int:
+    _refuse_another_chain(config)
     config.out.mkdir(parents=True, exist_ok=True)
     if distributed.is_main():
         settings.save(config, config.out / "config.yaml")
@@ -137,6 +138,20 @@ def main(config: Config) -> int:
         print(f"{config.out / 'quantized'}: {config.format} after {last.name}")
     distributed.barrier()
     return 0
+
+
+def _refuse_another_chain(config: Config) -> None:
+    """Finished stages are not done again, so those of other settings would pass for these."""
+    held = config.out / "config.yaml"
+    begun = any((config.out / stage).exists() for stage in ("full", "adapter", "preference"))
+    if not held.exists() or not begun:
+        return
+    before = replace(settings.load(Config, held), out=config.out)
+    if changes := settings.differences(before, config):
+        raise ConfigError(
+            f"{config.out} holds a chain with other settings ({', '.join(changes)}); "
+            "remedy: the same settings, or another --out"
+        )
 
 
 def _shared(config: Config) -> Any:

@@ -6,6 +6,7 @@ Commands are checked by name and flag, not run; `docs/log.md` is history and may
 import contextlib
 import importlib
 import io
+import json
 import re
 from functools import cache
 from pathlib import Path
@@ -72,3 +73,13 @@ def test_commands_have_only_flags_that_exist(page: Path) -> None:
         for flag in FLAG.findall(rest):
             name = flag.removeprefix("--").replace("-", "_").split(".")[-1]
             assert flag in source or re.search(rf"^\s+{name}: ", source, re.MULTILINE), flag
+
+
+@pytest.mark.parametrize("page", LIVE, ids=lambda page: page.name)
+def test_json_is_one_value_or_lines_of_them(page: Path) -> None:
+    for block in re.findall(r"```json\n(.*?)```", page.read_text("utf-8"), re.DOTALL):
+        try:
+            json.loads(block)
+        except json.JSONDecodeError:
+            for line in block.splitlines():
+                json.loads(line)

@@ -48,6 +48,11 @@ def test_three_stages_one_after_the_other(base, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sft, "main", lambda config: pytest.fail("trained twice"))
     assert qat.main(config) == 0
     assert "w4a8 after preference" in capsys.readouterr().out
+    # What is there was made with these settings, and does not pass for what others would give.
+    held = (out / "config.yaml").read_bytes()
+    with pytest.raises(ConfigError, match=r"other settings \(seed: \d+ -> 99\); remedy: the same"):
+        qat.main(replace(config, seed=99))
+    assert (out / "config.yaml").read_bytes() == held
 
 
 def test_settings(base, tmp_path):
