@@ -66,6 +66,11 @@ def keep_part(
         places.append(place)
         if len(places) == pool:
             break
+    asked = Counter(j for j, _ in places)
+    if unasked := [source.name for j, (source, _) in enumerate(sources) if not asked[j]]:
+        raise ConfigError(
+            f"pool is {pool}, which leaves nothing of {', '.join(unasked)} to rate; remedy: a larger --pool"
+        )
     if distributed.is_main():
         _rate(sources, places, spec, tok, seed, out / "ratings.jsonl")
     distributed.barrier()
@@ -81,7 +86,6 @@ def keep_part(
     by_source: dict[int, list[int]] = defaultdict(list)
     for *_, j, i in sorted(usable, reverse=True)[:count]:
         by_source[j].append(i)
-    asked = Counter(j for j, _ in places)
     kept: Weighted = [
         # Its share shrinks with what it lost: else the few hard ones of an easy source come again and again.
         (Kept(source, sorted(by_source[j]), seed), weight * len(by_source[j]) / asked[j])

@@ -77,6 +77,12 @@ def test_which_examples_are_trained_on(base, tmp_path, monkeypatch):
     assert [w for _, w in kept] == [0.25, 0.25]
 
 
+def test_a_pool_too_small_for_all_sources_is_told_before_rating(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(judged, "open_judge", lambda *_: pytest.fail("rated"))
+    with pytest.raises(ConfigError, match="pool is 1, which leaves nothing of form to rate"):
+        sft.main(config(base, tmp_path / "run", judge="lengths", pool=1))
+
+
 def test_a_killed_run_resumes_to_the_same_bytes(base, tmp_path):
     sft.main(config(base, tmp_path / "a"))
     shutil.copytree(tmp_path / "a", tmp_path / "b")
