@@ -70,7 +70,8 @@ class TextConfig:
             rope = tuple(int((i + 1) % every != 0) if every else 1 for i in range(layers))
             object.__setattr__(self, "no_rope_layers", rope)
         for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
-                     "num_attention_heads", "num_key_value_heads", "head_dim", "floor_scale"):  # fmt: skip
+                     "num_attention_heads", "num_key_value_heads", "head_dim", "floor_scale",
+                     "max_position_embeddings"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.num_attention_heads % self.num_key_value_heads:

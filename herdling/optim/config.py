@@ -1,5 +1,6 @@
 """The optimizer's settings, apart from its code: `--help` shows them without torch."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,12 +31,17 @@ class AdamWConfig:
     """Bits of each of the two averages a parameter: 8 takes 2 bytes a parameter in place of 8."""
 
     def __post_init__(self) -> None:
-        if not self.learning_rate > 0:
-            raise ConfigError(f"learning_rate is {self.learning_rate}; it must be above 0")
+        for name in ("learning_rate", "eps"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)}; it must be above 0, and finite"
+                )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"betas are {self.betas}; each must be in [0, 1)")
-        if not self.weight_decay >= 0:
-            raise ConfigError(f"weight_decay is {self.weight_decay}; it must be 0 or more")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ConfigError(
+                f"weight_decay is {self.weight_decay}; it must be 0 or more, and finite"
+            )
         if self.state_bits == 8 and self.implementation != "auto":
             raise ConfigError(
                 f"state_bits is 8 and implementation {self.implementation}; remedy: implementation "

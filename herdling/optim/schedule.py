@@ -25,8 +25,8 @@ class Schedule:
 
     def __post_init__(self) -> None:
         for name in ("warmup", "decay"):
-            if not (value := getattr(self, name)) >= 0:
-                raise ConfigError(f"schedule.{name} is {value}; it must be 0 or more")
+            if not 0 <= (value := getattr(self, name)) < math.inf:
+                raise ConfigError(f"schedule.{name} is {value}; it must be 0 or more, and finite")
         if not 0 <= self.final <= 1:
             raise ConfigError(f"schedule.final is {self.final}; it must be in 0..1")
 

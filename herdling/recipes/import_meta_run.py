@@ -27,6 +27,8 @@ LLAMA4_VOCABULARY = 202048
 def run(config: Config) -> None:
     """Convert, write atomically, read back, compare. Raises CheckpointError or ConfigError."""
     check_target(config.out, config.path)
+    if config.max_positions is not None and config.max_positions < 1:
+        raise ConfigError(f"max_positions is {config.max_positions}; it must be at least 1")
     tokenizer = find_tokenizer(config.tokenizer or config.path)
     if config.tokenizer is not None and tokenizer is None:
         raise ConfigError(

@@ -24,7 +24,7 @@ from herdling.errors import ConfigError
 from herdling.files import atomic_folder
 from herdling.optim.config import AdamWConfig
 from herdling.recipes import dpo, sft
-from herdling.recipes.settings import Training
+from herdling.recipes.settings import Training, at_least_one
 from herdling.train.precision import Precision
 
 
@@ -92,9 +92,15 @@ class Config:
     """Decides the data order and the adapter's beginning."""
 
     def __post_init__(self) -> None:
+        from herdling.lora import LoraConfig
         from herdling.quant.schemes import scheme
 
         scheme(self.format)
+        at_least_one(self, "length", "rows")
+        at_least_one(self.preference, "pairs")
+        for stage in (self.full, self.adapter, self.preference):  # all, before the first begins
+            AdamWConfig(learning_rate=stage.learning_rate)
+        LoraConfig.parse(self.adapter.lora)
         steps = (self.full.steps, self.adapter.steps, self.preference.steps)
         if min(steps) < 0 or not any(steps):
             raise ConfigError(f"steps are {steps}; one must be above 0, none below")

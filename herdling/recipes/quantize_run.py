@@ -32,6 +32,8 @@ def run(config: Config) -> None:
     options = {} if config.group is None else {"group": config.group, "per": "group"}
     found = scheme(config.format, **options)
     check_file(config.json, "json")
+    if config.shard_bytes < 1:
+        raise ConfigError(f"shard_bytes is {config.shard_bytes}; it must be at least 1")
     check_target(config.out, None if on_hub(config.path) else config.path)
     source = Folder.open(config.path)
     targets = tuple(t.strip() for t in config.targets.split(",") if t.strip())

@@ -9,6 +9,7 @@ of these names, and HERDLING_API_KEY holds keys with commas between them.
 """
 
 import ipaddress
+import math
 import os
 import re
 import sys
@@ -213,6 +214,9 @@ def read(config: Config) -> "Settings":
 
     if config.image_folder is not None and not config.image_folder.is_dir():
         raise ConfigError(f"image_folder {config.image_folder} is not a folder")
+    for name in ("max_images", "request_seconds", "shutdown_seconds", "max_megapixels"):
+        if not 0 <= (value := getattr(config, name)) < math.inf:
+            raise ConfigError(f"{name} is {value}; it must be 0 or more, and finite")
     keys = read_keys(config)
     local = not keys and _is_local(config.host)
     own = Limits()

@@ -82,7 +82,7 @@ class Training:
                 raise ConfigError(remedy)
 
 
-def at_least_one(config: Training, *names: str) -> None:
+def at_least_one(config: object, *names: str) -> None:
     """Raise ConfigError for a setting of these that is below 1."""
     for name in names:
         if getattr(config, name) < 1:

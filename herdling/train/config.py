@@ -1,5 +1,6 @@
 """The settings of parts of training, apart from their code: `--help` shows them without torch."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,8 +19,10 @@ class RoutingConfig:
     """Optimizer steps over which an expert without a token counts as dead."""
 
     def __post_init__(self) -> None:
-        if not self.balance >= 0:
-            raise ConfigError(f"routing.balance is {self.balance}; it must be 0 or more")
+        if not 0 <= self.balance < math.inf:
+            raise ConfigError(
+                f"routing.balance is {self.balance}; it must be 0 or more, and finite"
+            )
         if self.window < 1:
             raise ConfigError(f"routing.window is {self.window}; it must be at least 1")
 
@@ -69,10 +72,12 @@ class PreferenceConfig:
     """Share of the chosen answer's own loss per token that is added: keeps it from growing unlikely."""
 
     def __post_init__(self) -> None:
-        if not self.beta > 0:
-            raise ConfigError(f"preference.beta is {self.beta}; it must be above 0")
-        if self.sft < 0:
-            raise ConfigError(f"preference.sft is {self.sft}; it must be 0 or more")
+        if not 0 < self.beta < math.inf:
+            raise ConfigError(f"preference.beta is {self.beta}; it must be above 0, and finite")
+        if not 0 <= self.sft < math.inf:
+            raise ConfigError(f"preference.sft is {self.sft}; it must be 0 or more, and finite")
+        if not math.isfinite(self.margin):
+            raise ConfigError(f"preference.margin is {self.margin}; it must be finite")
         least = 0.0 if self.loss != "exo_pair" else 1e-6
         if not least <= self.label_smoothing < 0.5:
             raise ConfigError(

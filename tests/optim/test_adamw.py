@@ -71,7 +71,7 @@ def test_a_rule_that_matches_nothing_is_an_error():
 
 @pytest.mark.parametrize(
     "settings",
-    [{"learning_rate": 0.0}, {"betas": (0.9, 1.0)}, {"weight_decay": -1.0}, {"rates": ("a",)},
+    [{"learning_rate": 0.0}, {"learning_rate": float("inf")}, {"eps": -1.0}, {"betas": (0.9, 1.0)}, {"weight_decay": -1.0}, {"rates": ("a",)},
      {"rates": ("a=x",)}, {"rates": ("=2",)}, {"rates": ("a=-2",)}],
 )  # fmt: skip
 def test_bad_settings_are_errors(settings):

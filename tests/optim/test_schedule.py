@@ -54,6 +54,6 @@ def test_the_shortest_runs_have_a_rate(kind, steps):
 
 
 def test_bad_settings_are_errors():
-    for settings in ({"warmup": -1}, {"final": 2}, {"decay": -0.1}):
+    for settings in ({"warmup": -1}, {"warmup": float("inf")}, {"final": 2}, {"decay": -0.1}):
         with pytest.raises(ConfigError, match=next(iter(settings))):
             Schedule(**settings)

@@ -84,6 +84,7 @@ def test_there_and_back_is_bit_exact(tmp_path, tok, kind, ranks, dtype):
     assert cli.main(["export", str(start), str(meta), "--to", "meta", "--model-parallel", str(ranks)]) == 0  # fmt: skip
     assert sorted(p.name for p in meta.glob("*.pth")) == [f"consolidated.{r:02d}.pth" for r in range(ranks)]  # fmt: skip
     positions = str(config.text.max_position_embeddings)
+    assert cli.main(["import-meta", str(meta), str(back), "--max-positions", "0"]) == 2
     assert cli.main(["import-meta", str(meta), str(back), "--max-positions", positions]) == 0
     assert_equal(start, back)
     assert open_model(back)[1] == config

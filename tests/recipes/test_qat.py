@@ -61,5 +61,13 @@ def test_settings(base, tmp_path):
         replace(config, full=Full(0), adapter=Adapter(0), preference=Preference(0))
     with pytest.raises(ConfigError, match=r"preference\.steps without adapter\.steps"):
         replace(config, adapter=Adapter(0))
+    for wrong, message in (
+        ({"rows": 0}, "rows is 0"),
+        ({"preference": Preference(pairs=0)}, "pairs is 0"),
+        ({"preference": Preference(learning_rate=-1.0)}, "learning_rate is -1.0"),
+        ({"adapter": Adapter(lora="r=x")}, "lora r is 'x'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            replace(config, **wrong)
     with pytest.raises(ConfigError, match="no format 'w4a9'"):
         replace(config, format="w4a9")

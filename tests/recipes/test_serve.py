@@ -75,6 +75,16 @@ def test_a_container_is_told_through_the_environment(monkeypatch):
         parse(Config, [], prog="herdling serve")
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("max_images", -1), ("max_megapixels", float("nan")), ("request_seconds", -1.0),
+     ("shutdown_seconds", float("inf"))],
+)  # fmt: skip
+def test_limits_that_are_none(name, value):
+    with pytest.raises(ConfigError, match=f"{name} is {value}; it must be 0 or more"):
+        read(Config("x", **{name: value}))
+
+
 def test_a_model_is_needed(capsys, monkeypatch):
     monkeypatch.delenv("HERDLING_MODEL", raising=False)
     assert main(["serve"]) == 2

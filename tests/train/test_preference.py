@@ -92,7 +92,14 @@ def test_gradients_are_those_of_finite_differences(loss):
 
 @pytest.mark.parametrize(
     "fields",
-    [{"beta": 0.0}, {"sft": -1.0}, {"label_smoothing": 0.5}, {"loss": "exo_pair"}],
+    [
+        {"beta": 0.0},
+        {"sft": -1.0},
+        {"sft": float("nan")},
+        {"margin": float("nan")},
+        {"label_smoothing": 0.5},
+        {"loss": "exo_pair"},
+    ],
 )
 def test_bad_settings_are_refused(fields):
     with pytest.raises(ConfigError, match="preference"):
