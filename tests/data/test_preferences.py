@@ -113,7 +113,7 @@ def test_other_files_are_refused_with_a_remedy(tok, tmp_path):
     (tmp_path / "t.txt").write_text("hello")
     with pytest.raises(DataError, match="holds no preference pairs"):
         opened(str(tmp_path / "t.txt"), tok)
-    with pytest.raises(ConfigError, match="neither a file nor one of"):
+    with pytest.raises(ConfigError, match=r"data .nothing.: no such file"):
         opened("nothing", tok)
     pairs = write(tmp_path / "p.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "c"}])
     ((source, _),) = open_sources(pairs, Opening(tok, split="all"))
