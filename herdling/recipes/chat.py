@@ -4,7 +4,7 @@
     herdling chat runs/demo/model --image chart.png -p "Which bar is the tallest?"
 
 With `-p` only the reply is printed. Otherwise a session with history: Ctrl-C stops the reply and
-keeps the session, Ctrl-D or /quit ends it. Each turn reads the whole conversation again.
+keeps the session, Ctrl-D or /quit ends it. A turn reads only what is new in it.
 """
 
 import contextlib
