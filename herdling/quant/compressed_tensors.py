@@ -193,7 +193,8 @@ def group_of(scheme: Scheme, dtype: torch.dtype, targets: Sequence[str] = ("Line
     else:
         raise ConfigError(
             f"compressed-tensors folders have no layout for {form.name}; remedy: int8, int4_g32, "
-            "int4_g128, fp8_e4m3, mxfp8_e4m3, mxfp6_e2m3 or mxfp4_e2m1"
+            "int4_g128, int3_g32, int2_g32, fp8_e4m3, mxfp8_e4m3, mxfp6_e2m3, mxfp4_e2m1, mxint8 or "
+            "ternary, or in memory alone by herdling.load(..., quantize=)"
         )
     return Group(stored, layout, activations, tuple(targets))
 
