@@ -14,7 +14,7 @@ PLOTS = {
     "pretrain": (("loss",), "million tokens", "nats a token"),
     "tune": (("loss",), "million tokens", "nats a token of an answer"),
     "rl": (("reward",), "steps", "mean grade of rollouts"),
-    "dpo": (("chosen_reward", "rejected_reward"), "steps", "beta x log-ratio to the start"),
+    "dpo": (("chosen_reward", "rejected_reward"), "steps", "beta x log-ratio"),
 }
 """Figures of each stage, and what its axes are."""
 
