@@ -233,7 +233,10 @@ def test_events_add_up_to_the_completions(plain_lm):
             done[event.index] = event.completion
     assert texts == [reply.text for reply in want]
     assert ids == [reply.ids for reply in want]
-    assert [done[i] for i in range(len(requests))] == want
+    for i, reply in enumerate(want):
+        # Sums of a first run in a process may be in another order than those of a second.
+        assert done[i].logprobs == pytest.approx(reply.logprobs, abs=1e-5)
+        assert replace(done[i], logprobs=reply.logprobs) == reply
 
 
 def test_closing_the_iterator_stops_the_model(plain_lm):
