@@ -513,8 +513,10 @@ class Engine:
         return self._stream(requests)
 
     def _stream(self, requests: Iterable[Request]) -> Generator[Event, None, None]:
-        place = {self.add(request): i for i, request in enumerate(requests)}
+        place: dict[int, int] = {}
         try:
+            for i, request in enumerate(requests):
+                place[self.add(request)] = i
             while self.busy:
                 for event in self.step():
                     if event.completion is not None or event.error is not None:

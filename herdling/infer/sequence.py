@@ -302,9 +302,14 @@ class Sequence:
             cached_tokens=self.cached,
             top=self._top,
             prompt=self.prompt_tokens if request.prompt_logprobs is not None else None,
-            experts=_joined(self.memory.routes) if request.want_experts else None,
+            experts=self._experts() if request.want_experts else None,
             timings=self._timings(),
         )
+
+    def _experts(self) -> Tensor | None:
+        """Without those of guesses behind the end, which were read with it."""
+        routes = self.memory.routes
+        return torch.cat(routes)[: len(self.ids) - 1] if routes else None
 
     def _timings(self) -> Timings:
         now = time.perf_counter()
@@ -366,7 +371,3 @@ class Images:
         """Forget tiles that lie wholly below."""
         tile = self.span(0, position)[1] // self.a_tile
         self.features = {t: f for t, f in self.features.items() if t >= tile}
-
-
-def _joined(routes: list[Tensor]) -> Tensor | None:
-    return torch.cat(routes) if routes else None

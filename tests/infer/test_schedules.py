@@ -396,9 +396,12 @@ def test_a_stop_inside_a_guess_ends_the_reply(plain_lm):
     engine = Engine(
         lm.model, lm.tokenizer, drafter=Oracle(lm), longest_guess=8, adapt_guesses=False
     )
-    reply = engine.run([replace(request, stop_ids=(free[end],))])[0]
+    stopped = replace(request, stop_ids=(free[end],), want_experts=True)
+    reply = engine.run([stopped])[0]
     assert (reply.ids, reply.finish_reason) == (free[: end + 1], "stop")
     assert engine.stats().pages_used == 0
+    # Guesses behind the stop were read too, but are no part of the reply.
+    assert torch.equal(reply.experts, lm.engine.run([stopped])[0].experts)
 
 
 @pytest.mark.parametrize("how", ["plain", "put back", "guesses"])
@@ -421,3 +424,20 @@ def test_experts_are_told_with_the_next_token(plain_lm, how):
             assert torch.equal(torch.stack(later), event.completion.experts[20:])
     stats = engine.stats()
     assert (stats.preemptions > 0, stats.accepted > 0) == (how == "put back", how == "guesses")
+
+
+def test_a_request_that_cannot_be_added_leaves_none_behind(plain_lm, monkeypatch):
+    engine, requests = Engine(plain_lm.model, plain_lm.tokenizer), mixed(plain_lm)[:2]
+    add = engine.add
+
+    def interrupted(request: Request) -> int:
+        if request is requests[1]:
+            raise KeyboardInterrupt
+        return add(request)
+
+    monkeypatch.setattr(engine, "add", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        engine.run(requests)
+    monkeypatch.undo()
+    assert not engine.busy
+    assert engine.run(requests[1:])[0].ids
