@@ -191,7 +191,7 @@ class LM:
         reply = self.engine.run([request])[0]
         message: dict[str, Any] = {"role": "assistant", "content": reply.text, "tool_calls": []}
         if tools:
-            ended = reply.ids[-1] in request.stop_ids
+            ended = bool(reply.ids) and reply.ids[-1] in request.stop_ids
             message = chat.parse(reply.ids if ended else reply.text, self.tokenizer)
         if reply.finish_reason == "length":
             message["stop_reason"] = "out_of_tokens"

@@ -171,6 +171,8 @@ def test_tool_calls_are_parsed_only_where_tools_are_given(make_lm, monkeypatch):
     call = {"type": "function", "function": {"name": "look", "arguments": {"x": 1}}}
     assert message["tool_calls"] == [call]
     assert "stop_reason" not in message
+    cut = lm.chat(ask("the fox"), tools, max_tokens=0)
+    assert (cut["content"], cut["stop_reason"]) == ("", "out_of_tokens")
     again = lm.render([*ask("the fox"), message], tools)  # a message that render takes back
     assert again.ids != lm.render(ask("the fox"), tools).ids
     scripted(lm, monkeypatch, said)
