@@ -50,6 +50,7 @@ def write_pairs(
     if count < 1 or tries < 2:
         raise ConfigError(f"count is {count} and tries {tries}; at least 1 and 2 are needed")
     total = sum(weight for _, weight in tasks)
+    weighed, shared = 0.0, 0
     given: dict[str, int] = {}
     with (
         Progress("rollouts", count) as progress,
@@ -57,7 +58,10 @@ def write_pairs(
         temporary.open("w", encoding="utf-8") as file,
     ):
         for task, weight in tasks:
-            wanted = round(count * weight / total)
+            # What rounding takes from one task the next ones get: few pairs of many tasks are so many.
+            weighed += weight
+            wanted = round(count * weighed / total) - shared
+            shared += wanted
             found, start = 0, first
             while found < wanted and start - first < _PROMPTS_A_PAIR * wanted:
                 items = [task.item(i, split) for i in range(start, start + _PROMPTS_AT_ONCE)]

@@ -84,3 +84,17 @@ def test_nothing_to_compare_is_an_error(lm, tmp_path, monkeypatch):
     with pytest.raises(DataError, match="no prompt of seen got both"):
         pairs.write_pairs(lm, [(Seen(), 1.0)], tmp_path / "p.jsonl", count=2, tries=4)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_few_pairs_of_many_tasks_come_to_their_count(lm, tmp_path, monkeypatch):
+    right_and_wrong = {n: [(str(n), False), ("no", False)] * 2 for n in range(64)}
+    monkeypatch.setattr(pairs, "play", canned(right_and_wrong))
+    tasks = []
+    for name in "abc":
+        task = Seen()
+        task.name = name
+        tasks.append((task, 1.0))
+    for count in (1, 4, 5, 64):
+        given = pairs.write_pairs(lm, tasks, tmp_path / "p.jsonl", count=count, tries=4)
+        assert sum(given.values()) == count
+        assert max(given.values()) - min(given.values()) <= 1
