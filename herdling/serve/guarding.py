@@ -8,7 +8,7 @@ A judge that is a model has an engine thread of its own, in which the judgements
 Verdicts go to the call's log line and to /metrics, without a word of what was said.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -33,10 +33,25 @@ Messages = Sequence[Any]
 class Guarding:
     """The judges of one server and what follows from their verdicts."""
 
-    def __init__(self, judge: Judge, policy: Policy, metrics: "Metrics") -> None:
+    def __init__(
+        self,
+        judge: Judge,
+        policy: Policy,
+        metrics: "Metrics",
+        on_failure: Callable[[str], None] | None = None,
+    ) -> None:
+        """`on_failure(reason)` is called in the thread of a judge's engine that fails."""
         self.policy, self._metrics = policy, metrics
         self._judges = list(judge.judges) if isinstance(judge, Judges) else [judge]
-        self._workers = {j: Worker(j.lm.engine) for j in self._judges if isinstance(j, ModelJudge)}
+
+        def worker(judge: ModelJudge) -> Worker:
+            def failed(reason: str) -> None:
+                if on_failure is not None:
+                    on_failure(f"safeguard {judge.name}: {reason}")
+
+            return Worker(judge.lm.engine, on_failure=failed)
+
+        self._workers = {j: worker(j) for j in self._judges if isinstance(j, ModelJudge)}
         self.name = judge.name
 
     async def judge(self, messages: Messages) -> Verdict:
@@ -85,6 +100,11 @@ class Guarding:
     def refusal(self, requests: "Sequence[Request]") -> "Refusal":
         """The policy's message as the answer to `requests`."""
         return Refusal(requests, self.policy.message)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a judge's engine still has its thread."""
+        return any(worker.alive for worker in self._workers.values())
 
     def close(self) -> None:
         for worker in self._workers.values():

@@ -6,6 +6,7 @@ before it unless `add_special_tokens` is false; token ids are taken as they are.
 characters by themselves are written `bytes:\\xe2\\x82`, as OpenAI does.
 """
 
+import asyncio
 import math
 import time
 import uuid
@@ -60,7 +61,7 @@ def routes(service: "Service") -> APIRouter:
         """Continue texts."""
         lm, _ = service.need()
         check(body)
-        prompts = read_prompts(body, lm.tokenizer)
+        prompts = await asyncio.to_thread(read_prompts, body, lm.tokenizer)
         options = read_options(body)
         ids = [prompt.ids for prompt in prompts]
         format = read_format(body.response_format)

@@ -89,7 +89,8 @@ class Service:
             from herdling.guard.policy import Policy
             from herdling.serve.guarding import Guarding
 
-            self.guarding = Guarding(judge, self.settings.policy or Policy(), self.metrics)
+            policy = self.settings.policy or Policy()
+            self.guarding = Guarding(judge, policy, self.metrics, self._failed)
         self.worker = Worker(engine or lm.engine, self.limits.queue, self._failed)
         self.lm = lm
 
@@ -115,8 +116,9 @@ class Service:
 
     @property
     def busy(self) -> bool:
-        """Whether the engine's thread still runs."""
-        return self.worker is not None and self.worker.alive
+        """Whether an engine's thread still runs, the model's or a safeguard's."""
+        guarding = self.guarding is not None and self.guarding.busy
+        return guarding or (self.worker is not None and self.worker.alive)
 
     def need(self) -> "tuple[LM, Worker]":
         """Model and worker. Raises ApiError 503 while loading, going down, or broken."""
@@ -189,11 +191,15 @@ class Service:
             )
             requests += self.requests(prompt, options, adapter, grammar)
         if conversations is None and self.guarding is not None:
-            decode = self.need()[0].tokenizer.decode
-            texts = [decode(_ids(prompt), surrogates=False) for prompt in prompts]
-            conversations = [[{"role": "user", "content": text}] for text in texts]
+            conversations = await asyncio.to_thread(self._as_said, prompts)
         judged = [await self._to_judge(messages) for messages in conversations or ()]
         return await self.submit(requests, n=options.n, conversations=judged)
+
+    def _as_said(self, prompts: "Sequence[Sequence[int] | Rendered]") -> list[list[dict[str, Any]]]:
+        """The text of each prompt as something that a user said."""
+        decode = self.need()[0].tokenizer.decode
+        texts = [decode(_ids(prompt), surrogates=False) for prompt in prompts]
+        return [[{"role": "user", "content": text}] for text in texts]
 
     async def _to_judge(self, messages: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
         """A conversation as safeguards read it: with its pictures opened, if they look at any."""

@@ -198,3 +198,29 @@ def test_input_or_output_alone(guarded, engine):
     assert guarded(Policy(output=False))().json()["choices"][0]["finish_reason"] == "stop"
     only = guarded(Policy(input=False))
     assert only(messages=BAD).json()["choices"][0]["finish_reason"] == "content_filter"
+
+
+def test_a_judge_whose_engine_fails_ends_the_server_as_the_models_own_does(guarded, lm):
+    call = guarded(Policy(), Judges([ModelJudge(lm, "toy guard")]))
+    told = []
+    call.service.on_failure = told.append
+    worker = next(iter(call.service.guarding._workers.values()))
+
+    class Broken:
+        busy = True
+
+        def add(self, request):
+            return 0
+
+        def step(self):
+            raise RuntimeError("no memory")
+
+        def cancel(self, index):
+            pass
+
+    worker._engine = Broken()
+    assert call().status_code == 500
+    worker._thread.join(10)
+    assert call.service.state() == ("failed", "safeguard toy guard: RuntimeError: no memory")
+    assert told == ["safeguard toy guard: RuntimeError: no memory"]
+    assert call().status_code == 503

@@ -1,6 +1,7 @@
 """`/v1/completions`: python -m pytest tests/serve/test_openai_completions.py"""
 
 import json
+import threading
 
 import pytest
 import torch
@@ -178,3 +179,20 @@ def test_what_cannot_be_meant_is_a_400_that_names_the_field(complete, body, para
 
 def test_an_empty_suffix_is_none(complete):
     assert complete(suffix="").status_code == 200
+
+
+@pytest.mark.parametrize("path", [PATH, "/v1/messages"])
+def test_prompts_are_read_beside_the_event_loop(make_service, engine, ask, monkeypatch, path):
+    """A prompt of megabytes takes seconds, in which other streams go on."""
+    seen, encode = [], engine.lm.tokenizer.encode
+
+    def watched(*args, **more):
+        seen.append(threading.current_thread())
+        return encode(*args, **more)
+
+    monkeypatch.setattr(engine.lm.tokenizer, "encode", watched)
+    said = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "you"}]
+    body = {"prompt": "hello"} if path == PATH else {"messages": said, "max_tokens": 9}
+    assert ask(make_service(engine), "POST", path, json=body).status_code == 200
+    assert seen
+    assert threading.current_thread() not in seen  # the loop runs in this one

@@ -7,6 +7,7 @@ message of the assistant's is the beginning of the reply, which goes on from the
 Left out: thinking, citations, prompt caching on demand (prefixes are reused anyway), files, batches.
 """
 
+import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -97,7 +98,7 @@ async def _prompt(service: Service, chat: Chat) -> "Rendered":
     """The ids of a conversation, and of the words that begin the reply."""
     messages, text = messages_in.begun(chat)
     prompt = await service.render(messages, [] if chat.tool_choice == "none" else chat.tools)
-    more = service.need()[0].tokenizer.encode(text)
+    more = await asyncio.to_thread(service.need()[0].tokenizer.encode, text)
     return replace(prompt, ids=prompt.ids + more, loss_mask=prompt.loss_mask + [True] * len(more))
 
 
