@@ -25,7 +25,7 @@ from herdling.quant.schemes import scheme
 from herdling.recipes import qat as chain
 from herdling.recipes import sft
 from herdling.recipes.demo_stages import MANNERS, TASKS, TUNE
-from herdling.recipes.rl import open_tasks
+from herdling.recipes.rl_run import open_tasks
 
 RATE = 3e-4
 LENGTH, ROWS = 256, 8

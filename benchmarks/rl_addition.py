@@ -29,15 +29,16 @@ from herdling.optim import adamw
 from herdling.optim.adamw import AdamWConfig
 from herdling.optim.schedule import Schedule
 from herdling.recipes import dpo
-from herdling.recipes.rl import PAGE
-from herdling.rollouts.curriculum import FilterConfig
+from herdling.recipes.rl_run import PAGE
+from herdling.rollouts.config import FilterConfig
 from herdling.rollouts.pairs import write_pairs
 from herdling.tasks.arithmetic import Arithmetic
 from herdling.tasks.mixture import TaskSource
+from herdling.train.config import OnlineConfig, PolicyConfig
 from herdling.train.loop import Every, fit, make_accelerator
 from herdling.train.losses import next_token
-from herdling.train.online import Online, OnlineConfig
-from herdling.train.policy import PolicyConfig, PolicyLoss
+from herdling.train.online import Online
+from herdling.train.policy import PolicyLoss
 from herdling.train.preference import PreferenceConfig
 from herdling.train.signals import Stopped
 from herdling.train.state import CheckpointConfig, State

@@ -26,8 +26,9 @@ from herdling.optim.adamw import AdamWConfig
 from herdling.optim.schedule import Schedule
 from herdling.recipes import rl, sft
 from herdling.recipes.demo_stages import RATES
-from herdling.rollouts.curriculum import FilterConfig
-from herdling.train.online import OnlineConfig
+from herdling.recipes.rl_run import open_tasks
+from herdling.rollouts.config import FilterConfig
+from herdling.train.config import OnlineConfig
 
 TASKS = "count_shapes,largest_bar,calculator:2"
 SFT = (
@@ -111,7 +112,7 @@ def scores(model: Path, args: argparse.Namespace) -> dict[str, tuple[float, floa
         lm: LM = herdling.load(model)
         assert lm.processor is not None
         found = {}
-        for task, _ in rl.open_tasks(args.tasks, 0, lm.processor.size):
+        for task, _ in open_tasks(args.tasks, 0, lm.processor.size):
             options = {"items": args.items, "max_tokens": 24}
             found[task.name] = (
                 evaluate(lm, task, **options).accuracy,

@@ -22,7 +22,8 @@ from herdling.model.llama import build
 from herdling.rollouts.pack import pack
 from herdling.rollouts.play import Game, play
 from herdling.tasks.registry import create
-from herdling.train.policy import PolicyConfig, PolicyLoss
+from herdling.train.config import PolicyConfig
+from herdling.train.policy import PolicyLoss
 
 
 def main() -> None:

@@ -28,6 +28,16 @@ class MissingExtra(Error):
     """An optional library is not installed."""
 
 
+def at_least(settings: object, section: str = "", **least: int) -> None:
+    """Raise ConfigError for a field of `settings` that is below what is given as its least.
+
+    `section` stands before the field's name, with a dot, where settings are part of others.
+    """
+    for name, bound in least.items():
+        if (value := getattr(settings, name)) < bound:
+            raise ConfigError(f"{section}{name} is {value}; it must be at least {bound}")
+
+
 def require(module: str, extra: str) -> ModuleType:
     """Import an optional library, or say which extra brings it."""
     try:

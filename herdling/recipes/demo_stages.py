@@ -7,14 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from herdling.optim.adamw import AdamWConfig
+from herdling.optim.config import AdamWConfig
 from herdling.optim.schedule import Schedule
-from herdling.recipes import dpo, rl, stage
+from herdling.recipes import dpo, rl
+from herdling.recipes.settings import Stage
 from herdling.tasks.registry import PREFERENCE_TASKS
-from herdling.train.health import RoutingConfig
-from herdling.train.online import OnlineConfig
-from herdling.train.preference import PreferenceConfig
-from herdling.train.state import CheckpointConfig
+from herdling.train.config import CheckpointConfig, OnlineConfig, PreferenceConfig, RoutingConfig
 
 TASKS = ("read_number", "count_shapes", "locate_shape", "shape_colour", "largest_bar",
          "cldr_names", "languages", "arithmetic")  # fmt: skip
@@ -78,8 +76,8 @@ class Config:
         return (*TASKS, *(PREFERENCE_TASKS if self.dpo_steps else ()))
 
 
-def pretraining(config: Config) -> stage.Stage:
-    return stage.Stage(
+def pretraining(config: Config) -> Stage:
+    return Stage(
         model=config.preset,
         tokenizer=config.out / "tokenizer",
         data=PRETRAIN,
@@ -96,7 +94,7 @@ def pretraining(config: Config) -> stage.Stage:
     )
 
 
-def tuning(config: Config) -> stage.Stage:
+def tuning(config: Config) -> Stage:
     return replace(
         pretraining(config),
         model=str(config.out / "pretrain" / "model"),

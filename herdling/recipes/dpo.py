@@ -14,10 +14,10 @@ at the start is the reference; it reads each answer once, before training:
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from herdling.errors import ConfigError
+from herdling.errors import ConfigError, at_least
 from herdling.optim.config import AdamWConfig
 from herdling.optim.schedule import Schedule
-from herdling.recipes.settings import Training, at_least_one
+from herdling.recipes.settings import Training
 from herdling.train.config import PreferenceConfig
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Config(Training):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least_one(self, "pairs", "batch", "length", "max_tokens")
+        at_least(self, pairs=1, batch=1, length=1, max_tokens=1)
         if not 0 < self.rollout_share < 1:
             raise ConfigError(f"rollout_share is {self.rollout_share}; it must be between 0 and 1")
         if self.tries < 2:

@@ -20,11 +20,11 @@ from typing import Any
 
 from herdling import config as settings
 from herdling import distributed
-from herdling.errors import ConfigError
+from herdling.errors import ConfigError, at_least
 from herdling.files import atomic_folder
 from herdling.optim.config import AdamWConfig
 from herdling.recipes import dpo, sft
-from herdling.recipes.settings import Training, at_least_one
+from herdling.recipes.settings import Training
 from herdling.train.precision import Precision
 
 
@@ -96,8 +96,8 @@ class Config:
         from herdling.quant.schemes import scheme
 
         scheme(self.format)
-        at_least_one(self, "length", "rows")
-        at_least_one(self.preference, "pairs")
+        at_least(self, length=1, rows=1)
+        at_least(self.preference, "preference.", pairs=1)
         for stage in (self.full, self.adapter, self.preference):  # all, before the first begins
             AdamWConfig(learning_rate=stage.learning_rate)
         LoraConfig.parse(self.adapter.lora)

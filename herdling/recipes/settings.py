@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from herdling.errors import ConfigError
+from herdling.errors import ConfigError, at_least
 from herdling.optim.config import AdamWConfig
 from herdling.optim.schedule import Schedule
 from herdling.train.config import CheckpointConfig, GradientBits, RoutingConfig
@@ -53,7 +53,7 @@ class Training:
     """Go on from the latest checkpoint in OUT."""
 
     def __post_init__(self) -> None:
-        at_least_one(self, "steps", "accumulation")
+        at_least(self, steps=1, accumulation=1)
         if self.lora is not None:
             from herdling.lora import LoraConfig
             from herdling.recipes.start import is_preset
@@ -82,13 +82,6 @@ class Training:
                 raise ConfigError(remedy)
 
 
-def at_least_one(config: object, *names: str) -> None:
-    """Raise ConfigError for a setting of these that is below 1."""
-    for name in names:
-        if getattr(config, name) < 1:
-            raise ConfigError(f"{name} is {getattr(config, name)}; it must be at least 1")
-
-
 @dataclass(frozen=True, kw_only=True)
 class Stage(Training):
     """The settings of a training run on packed examples."""
@@ -106,4 +99,4 @@ class Stage(Training):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least_one(self, "length", "rows")
+        at_least(self, length=1, rows=1)

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
+from herdling.errors import at_least
 from herdling.optim.config import AdamWConfig
-from herdling.recipes.settings import Stage, at_least_one
+from herdling.recipes.settings import Stage
 
 if TYPE_CHECKING:
     from herdling.data.spec import Weighted
@@ -37,7 +38,7 @@ class Config(Stage):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least_one(self, "pool")
+        at_least(self, pool=1)
         from herdling.recipes.judged import parse_keep
 
         parse_keep(self.keep)

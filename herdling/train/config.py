@@ -1,10 +1,11 @@
 """The settings of parts of training, apart from their code: `--help` shows them without torch."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from herdling.errors import ConfigError
+from herdling.errors import ConfigError, at_least
 
 GradientBits = Literal[32, 8, 4]
 
@@ -23,8 +24,7 @@ class RoutingConfig:
             raise ConfigError(
                 f"routing.balance is {self.balance}; it must be 0 or more, and finite"
             )
-        if self.window < 1:
-            raise ConfigError(f"routing.window is {self.window}; it must be at least 1")
+        at_least(self, "routing.", window=1)
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,7 @@ class CheckpointConfig:
     """Checkpoints at multiples of this many steps stay for ever; 0: none."""
 
     def __post_init__(self) -> None:
-        for name, least in (("every", 1), ("keep", 1), ("permanent", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(
-                    f"checkpoint.{name} is {getattr(self, name)}; it must be at least {least}"
-                )
+        at_least(self, "checkpoint.", every=1, keep=1, permanent=0)
 
 
 PreferenceKind = Literal["sigmoid", "hinge", "ipo", "robust", "exo_pair", "nca_pair", "sppo_hard",
@@ -92,3 +88,79 @@ class PreferenceConfig:
     @property
     def averaged(self) -> bool:
         return self.length_normalised or self.loss in AVERAGED
+
+
+@dataclass(frozen=True)
+class OnlineConfig:
+    """How much is played between updates."""
+
+    prompts: int = 8
+    """Prompts of a batch of rollouts: groups that teach, where prompts are filtered."""
+    samples: int = 8
+    """Rollouts of each prompt, whose grades are compared."""
+    updates: int = 1
+    """Optimizer steps on a batch of rollouts, each on its own part of them."""
+    max_tokens: int = 32
+    """Most tokens of a turn of the model."""
+    turns: int = 4
+    """Most turns of the model in a conversation; calls of tools are answered between them."""
+    length: int = 256
+    """Tokens in a row; rollouts are packed into rows, and longer ones are left out."""
+
+    def __post_init__(self) -> None:
+        at_least(self, "online.", prompts=1, samples=2, updates=1, max_tokens=1, turns=1, length=2)
+
+
+PolicyKind = Literal["dapo", "grpo", "dr_grpo", "gspo", "cispo"]
+Correction = Literal[
+    "none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"
+]  # fmt: skip
+
+PUBLISHED: Mapping[str, tuple[float, float, bool]] = {
+    "dapo": (0.2, 0.28, True),
+    "grpo": (0.2, 0.2, True),
+    "dr_grpo": (0.2, 0.2, False),
+    "gspo": (3e-4, 4e-4, True),
+    "cispo": (1.0, 4.0, True),
+}
+"""Of each loss: how far below and above 1 the ratio may go, and whether advantages are divided by the
+standard deviation. CISPO's clip is one-sided in practice."""
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """How graded rollouts become a gradient."""
+
+    loss: PolicyKind = "dapo"
+    """What is averaged over what, and whose ratio is clipped; see `herdling.train.policy`."""
+    clip: tuple[float, float] | None = None
+    """How far below and above 1 the ratio may go; none: what was published with the loss."""
+    scale: bool | None = None
+    """Whether advantages are divided by their group's standard deviation; none: as published."""
+    correction: Correction = "token_truncate"
+    """What a too large pi_old / pi_sampler does: cut at the cap, or mask, token or sequence."""
+    cap: float = 2.0
+    """The largest such weight."""
+    kl: float = 0.0
+    """Coefficient of the divergence from the model that the run began with."""
+    mask_truncated: bool = True
+    """Whether rollouts that ran out of tokens are left out of the loss."""
+    replay: bool = True
+    """Whether the trainer's tokens go to the experts that they went to in the rollout."""
+
+    def __post_init__(self) -> None:
+        low, high = self.bounds
+        if not (0 < low <= 1 and high > 0):
+            raise ConfigError(f"policy.clip is {low, high}; it must be in (0, 1] and above 0")
+        if not self.cap >= 1:
+            raise ConfigError(f"policy.cap is {self.cap}; it must be at least 1")
+        if not self.kl >= 0:
+            raise ConfigError(f"policy.kl is {self.kl}; it must be 0 or more")
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        return PUBLISHED[self.loss][:2] if self.clip is None else self.clip
+
+    @property
+    def scaled(self) -> bool:
+        return PUBLISHED[self.loss][2] if self.scale is None else self.scale

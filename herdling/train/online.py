@@ -24,42 +24,18 @@ from torch import Tensor, nn
 from herdling import distributed
 from herdling.errors import ConfigError, DataError
 from herdling.infer.lm import LM
-from herdling.rollouts.curriculum import Curriculum, FilterConfig
+from herdling.rollouts.config import FilterConfig
+from herdling.rollouts.curriculum import Curriculum
 from herdling.rollouts.pack import pack
 from herdling.rollouts.play import Game, play
 from herdling.rollouts.rollout import Group, Rollout
 from herdling.tasks.base import Item, Task
+from herdling.train.config import OnlineConfig, PolicyConfig
 from herdling.train.losses import Batch
-from herdling.train.policy import PolicyConfig, advantages, token_log_probs
+from herdling.train.policy import advantages, token_log_probs
 
 _FRUITLESS = 20
 """Waves without a single useful group after which a run does not even begin."""
-
-
-@dataclass(frozen=True)
-class OnlineConfig:
-    """How much is played between updates."""
-
-    prompts: int = 8
-    """Prompts of a batch of rollouts: groups that teach, where prompts are filtered."""
-    samples: int = 8
-    """Rollouts of each prompt, whose grades are compared."""
-    updates: int = 1
-    """Optimizer steps on a batch of rollouts, each on its own part of them."""
-    max_tokens: int = 32
-    """Most tokens of a turn of the model."""
-    turns: int = 4
-    """Most turns of the model in a conversation; calls of tools are answered between them."""
-    length: int = 256
-    """Tokens in a row; rollouts are packed into rows, and longer ones are left out."""
-
-    def __post_init__(self) -> None:
-        for name, least in (("prompts", 1), ("samples", 2), ("updates", 1), ("max_tokens", 1),
-                            ("turns", 1), ("length", 2)):  # fmt: skip
-            if getattr(self, name) < least:
-                raise ConfigError(
-                    f"online.{name} is {getattr(self, name)}; it must be at least {least}"
-                )
 
 
 @dataclass

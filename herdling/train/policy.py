@@ -16,10 +16,9 @@ mixture of experts: `correction` weighs tokens by pi_old / pi_sampler, cut at `c
 importance sampling).
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,62 +26,9 @@ from torch import Tensor, nn
 from herdling.data.packing import IGNORE
 from herdling.errors import ConfigError
 from herdling.kernels.cross_entropy import log_probs
+from herdling.train.config import PolicyConfig
 from herdling.train.losses import Batch, Numbers
 from herdling.train.replay import replaying
-
-Kind = Literal["dapo", "grpo", "dr_grpo", "gspo", "cispo"]
-Correction = Literal[
-    "none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"
-]  # fmt: skip
-
-PUBLISHED: Mapping[str, tuple[float, float, bool]] = {
-    "dapo": (0.2, 0.28, True),
-    "grpo": (0.2, 0.2, True),
-    "dr_grpo": (0.2, 0.2, False),
-    "gspo": (3e-4, 4e-4, True),
-    "cispo": (1.0, 4.0, True),
-}
-"""Of each loss: how far below and above 1 the ratio may go, and whether advantages are divided by the
-standard deviation. CISPO's clip is one-sided in practice."""
-
-
-@dataclass(frozen=True)
-class PolicyConfig:
-    """How graded rollouts become a gradient."""
-
-    loss: Kind = "dapo"
-    """What is averaged over what, and whose ratio is clipped; see `herdling.train.policy`."""
-    clip: tuple[float, float] | None = None
-    """How far below and above 1 the ratio may go; none: what was published with the loss."""
-    scale: bool | None = None
-    """Whether advantages are divided by their group's standard deviation; none: as published."""
-    correction: Correction = "token_truncate"
-    """What a too large pi_old / pi_sampler does: cut at the cap, or mask, token or sequence."""
-    cap: float = 2.0
-    """The largest such weight."""
-    kl: float = 0.0
-    """Coefficient of the divergence from the model that the run began with."""
-    mask_truncated: bool = True
-    """Whether rollouts that ran out of tokens are left out of the loss."""
-    replay: bool = True
-    """Whether the trainer's tokens go to the experts that they went to in the rollout."""
-
-    def __post_init__(self) -> None:
-        low, high = self.bounds
-        if not (0 < low <= 1 and high > 0):
-            raise ConfigError(f"policy.clip is {low, high}; it must be in (0, 1] and above 0")
-        if not self.cap >= 1:
-            raise ConfigError(f"policy.cap is {self.cap}; it must be at least 1")
-        if not self.kl >= 0:
-            raise ConfigError(f"policy.kl is {self.kl}; it must be 0 or more")
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        return PUBLISHED[self.loss][:2] if self.clip is None else self.clip
-
-    @property
-    def scaled(self) -> bool:
-        return PUBLISHED[self.loss][2] if self.scale is None else self.scale
 
 
 def advantages(grades: list[float], scaled: bool) -> list[float]:

@@ -14,7 +14,8 @@ import pytest
 import torch
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from herdling.train.policy import PolicyConfig, PolicyLoss, Tokens, policy_loss
+from herdling.train.config import PolicyConfig
+from herdling.train.policy import PolicyLoss, Tokens, policy_loss
 
 SEQUENCES, LONGEST = 4, 6
 LENGTHS = torch.tensor([6, 2, 5, 3])

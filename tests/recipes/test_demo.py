@@ -14,7 +14,7 @@ from transformers import Llama4ForConditionalGeneration
 
 import herdling
 from herdling.errors import ConfigError
-from herdling.recipes import demo
+from herdling.recipes import demo, demo_run, demo_stages
 from herdling.recipes.demo_stages import PLAY
 from herdling.tasks.registry import PREFERENCE_TASKS
 
@@ -60,7 +60,7 @@ def test_the_page_is_whole_and_fetches_nothing(run):
 def test_figures_are_in_a_file(run):
     found = json.loads((run.out / "evaluation.json").read_text())
     assert set(found["tasks"]) == set(run.tasks)
-    assert set(found["bits_per_byte"]) == set(demo.demo_report.DOMAINS)
+    assert set(found["bits_per_byte"]) == set(demo_run.demo_report.DOMAINS)
     for stage in run.stages:
         scores = json.loads((run.out / "scores" / f"{stage}.json").read_text())
         assert set(scores["tasks"]) == set(run.tasks)
@@ -81,10 +81,10 @@ def test_the_same_command_goes_on_where_it_was(run, tmp_path, monkeypatch):
         path = copy / lost
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     trained = []
-    train = demo.dpo.train
-    monkeypatch.setattr(demo.dpo, "train", lambda c: trained.append("dpo") or train(c))
-    monkeypatch.setattr(demo.stage, "run", lambda *_: pytest.fail("trained again"))
-    monkeypatch.setattr(demo.rl, "main", lambda *_: pytest.fail("played again"))
+    train = demo_run.dpo.train
+    monkeypatch.setattr(demo_run.dpo, "train", lambda c: trained.append("dpo") or train(c))
+    monkeypatch.setattr(demo_run.stage, "run", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(demo_run.rl, "main", lambda *_: pytest.fail("played again"))
     demo.main(replace(run, out=copy))
     assert trained == ["dpo"]
     assert (copy / "model" / "model.safetensors").read_bytes() == before
@@ -109,8 +109,8 @@ def test_stages_of_no_steps_are_left_out(tmp_path):
     config = demo.Config(out=tmp_path, rl_steps=0, dpo_steps=0)
     assert config.stages == ("pretrain", "tune")
     assert not set(config.tasks) & set(PREFERENCE_TASKS)
-    assert "refusals" not in demo.tuning(config).data
+    assert "refusals" not in demo_stages.tuning(config).data
     whole = replace(config, dpo_steps=2)
     assert whole.stages == ("pretrain", "tune", "dpo")
     assert set(PREFERENCE_TASKS) < set(whole.tasks)
-    assert demo.preferring(whole).model == str(tmp_path / "tune" / "model")
+    assert demo_stages.preferring(whole).model == str(tmp_path / "tune" / "model")

@@ -21,11 +21,10 @@ from herdling.model.init import initialize
 from herdling.model.llama import build
 from herdling.optim.adamw import AdamWConfig
 from herdling.optim.schedule import Schedule
-from herdling.recipes import rl
-from herdling.rollouts.curriculum import FilterConfig
+from herdling.recipes import rl, rl_run
+from herdling.rollouts.config import FilterConfig
 from herdling.tasks.base import Item, ask
-from herdling.train.online import OnlineConfig
-from herdling.train.policy import PolicyConfig
+from herdling.train.config import OnlineConfig, PolicyConfig
 from herdling.train.state import CheckpointConfig
 
 
@@ -52,7 +51,7 @@ def base(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def letters(monkeypatch) -> None:
-    monkeypatch.setattr(rl, "open_tasks", lambda *_: [(Letters(), 1.0)])
+    monkeypatch.setattr(rl_run, "open_tasks", lambda *_: [(Letters(), 1.0)])
 
 
 def config(base: Path, out: Path, **fields) -> rl.Config:
@@ -111,17 +110,17 @@ def test_a_killed_run_resumes_to_the_same_bytes(base, tmp_path, monkeypatch, fie
     whole = config(base, tmp_path / "a", **fields)
     rl.main(whole)
     killed = config(base, tmp_path / "b", **fields)
-    log = rl._log
+    log = rl_run._log
 
     def dies(state, online):
         log(state, online)
         if state.step == 5:
             raise RuntimeError("killed")
 
-    monkeypatch.setattr(rl, "_log", dies)
+    monkeypatch.setattr(rl_run, "_log", dies)
     with pytest.raises(RuntimeError, match="killed"):
         rl.main(killed)
-    monkeypatch.setattr(rl, "_log", log)
+    monkeypatch.setattr(rl_run, "_log", log)
     rl.main(replace(killed, resume=True))
     same_results(tmp_path / "a", tmp_path / "b")
     if "lora" in fields:
@@ -138,12 +137,12 @@ def test_a_seed_reproduces_and_another_does_not(base, tmp_path):
 
 def test_tasks_are_opened_by_name_and_weight(monkeypatch):
     monkeypatch.undo()
-    found = rl.open_tasks("arithmetic:2,count_shapes", 3, 32)
+    found = rl_run.open_tasks("arithmetic:2,count_shapes", 3, 32)
     assert [(task.name, weight) for task, weight in found] == [
         ("arithmetic", 2.0),
         ("count_shapes", 1.0),
     ]
     with pytest.raises(ConfigError, match="no vision"):
-        rl.open_tasks("count_shapes", 0, None)
+        rl_run.open_tasks("count_shapes", 0, None)
     with pytest.raises(ConfigError, match="task 'nonsense' is unknown"):
-        rl.open_tasks("nonsense", 0, None)
+        rl_run.open_tasks("nonsense", 0, None)

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from herdling.errors import ConfigError
-from herdling.rollouts.curriculum import Curriculum, FilterConfig
+from herdling.rollouts.config import FilterConfig
+from herdling.rollouts.curriculum import Curriculum
 
 
 def test_estimates_are_own_grades_and_those_of_the_class():

@@ -16,15 +16,16 @@ from herdling.model.init import initialize
 from herdling.model.llama import build
 from herdling.optim import adamw
 from herdling.optim.adamw import AdamWConfig
-from herdling.rollouts.curriculum import FilterConfig
+from herdling.rollouts.config import FilterConfig
 from herdling.rollouts.pack import pack
 from herdling.rollouts.play import Game, play
 from herdling.tasks.base import Item, ask
 from herdling.tasks.registry import create
+from herdling.train.config import OnlineConfig, PolicyConfig
 from herdling.train.loop import fit, make_accelerator
 from herdling.train.losses import next_token
-from herdling.train.online import Online, OnlineConfig
-from herdling.train.policy import PolicyConfig, PolicyLoss
+from herdling.train.online import Online
+from herdling.train.policy import PolicyLoss
 from herdling.train.state import State
 
 

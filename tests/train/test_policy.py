@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from herdling.errors import ConfigError
-from herdling.train.policy import PolicyConfig, PolicyLoss, Tokens, advantages, policy_loss
+from herdling.train.config import PolicyConfig
+from herdling.train.policy import PolicyLoss, Tokens, advantages, policy_loss
 
 KINDS = ("dapo", "grpo", "dr_grpo", "gspo", "cispo")
 CORRECTIONS = ("none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask")

@@ -16,8 +16,9 @@ from herdling.model.llama import Router, build
 from herdling.rollouts.pack import pack
 from herdling.rollouts.play import Game, play
 from herdling.tasks.registry import create
+from herdling.train.config import PolicyConfig
 from herdling.train.health import Routing
-from herdling.train.policy import PolicyConfig, PolicyLoss
+from herdling.train.policy import PolicyLoss
 from herdling.train.replay import replaying
 
 
