@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from herdling.errors import at_least
 from herdling.optim.config import AdamWConfig
 from herdling.optim.schedule import Schedule
 from herdling.recipes import dpo, rl
@@ -64,6 +65,12 @@ class Config:
     """Held-out items of each task."""
     seed: int = 0
     """Decides weights and data order."""
+
+    def __post_init__(self) -> None:
+        at_least(
+            self, pretrain_steps=1, tune_steps=1, rl_steps=0, dpo_steps=0, rows=1, length=2, items=1
+        )
+        _optimizer(self, 1.0)  # a rate that cannot be, before any work
 
     @property
     def stages(self) -> tuple[str, ...]:

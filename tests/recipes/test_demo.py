@@ -4,6 +4,7 @@ python -m pytest tests/recipes/test_demo.py
 """
 
 import json
+import math
 import re
 import shutil
 from dataclasses import replace
@@ -114,3 +115,17 @@ def test_stages_of_no_steps_are_left_out(tmp_path):
     assert whole.stages == ("pretrain", "tune", "dpo")
     assert set(PREFERENCE_TASKS) < set(whole.tasks)
     assert demo_stages.preferring(whole).model == str(tmp_path / "tune" / "model")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("items", 0, "items is 0; it must be at least 1"),
+        ("tune_steps", 0, "tune_steps is 0; it must be at least 1"),
+        ("rl_steps", -1, "rl_steps is -1; it must be at least 0"),
+        ("learning_rate", math.nan, "learning_rate is nan"),
+    ],
+)
+def test_what_cannot_be_is_told_before_any_work(field, value, words):
+    with pytest.raises(ConfigError, match=words):
+        demo.Config(**{field: value})
