@@ -1,6 +1,7 @@
 """How much of what rounding loses comes back when the model is trained with it, on a toy.
 
     python benchmarks/qat_recovery.py run [--seeds 3] [--steps 1000] [--more 300] [--out FILE.jsonl]
+    python benchmarks/qat_recovery.py experts [--seeds 3] ...
     python benchmarks/qat_recovery.py table FILE.jsonl...
 
 Data, batches and rates of `low_precision_training.py`; the model has Scout's proportions: 16 experts as
@@ -15,6 +16,9 @@ every matrix of the blocks rounded, experts included:
 Then an adapter is trained on the frozen 2-bit model, beside an adapter on the float model that is
 rounded below it; the hash of the codes says that they stayed. `bytes` are those of the blocks' codes and
 scales over bfloat16's.
+
+`experts`: the same question where only the routed experts have 2 or 3 bits and all else has 8, as in
+published recipes (gpt-oss in MXFP4, Meta's FP8 and int4 Scout round little but experts).
 """
 
 import argparse
@@ -106,6 +110,48 @@ def work(
     yield {"way": "2 bits after training, then an adapter", "loss": held_out(direct, test)}
 
 
+def experts(
+    seed: int, args: argparse.Namespace, data: Tensor, test: Tensor
+) -> Iterator[dict[str, Any]]:
+    base = model_of(seed, **SHAPE)
+    train(base, data, seed, args.steps)
+    eight = replace(scheme("w8a8"), kinds=OTHERS)
+
+    def further(few: Scheme | None, rest: Scheme | None) -> TextLM:
+        model = copy.deepcopy(base)
+        for own in (few, rest):
+            if own is not None:
+                qat.prepare(model, own)
+        train(model, data, seed + 1000, args.more, rate=1e-3)
+        qat.remove(model)
+        return model
+
+    plain = further(None, None)
+    reference = held_out(plain, test)
+    yield {"way": "float", "loss": reference}
+    for bits in (3, 2):
+        few = replace(scheme_of(bits), kinds=("experts",))
+
+        def judged(model: TextLM, few: Scheme = few) -> float:
+            made = copy.deepcopy(model)
+            swap(made, few)
+            swap(made, eight)
+            return held_out(made, test)
+
+        after = judged(plain)
+        yield {"way": f"experts {bits} bits, after training", "loss": after}
+        for name, model in (
+            ("in training", further(few, eight)),
+            ("in training, experts left out", further(None, eight)),
+        ):
+            loss = judged(model)
+            share = (after - loss) / (after - reference)
+            yield {"way": f"experts {bits} bits, {name}", "loss": loss, "recovered": share}
+
+
+WORK = {"run": work, "experts": experts}
+
+
 def table(paths: list[Path]) -> str:
     lines = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
     ways: dict[str, list[dict[str, Any]]] = {}
@@ -121,7 +167,7 @@ def table(paths: list[Path]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("work", choices=["run", "table"])
+    parser.add_argument("work", choices=[*WORK, "table"])
     parser.add_argument("files", type=Path, nargs="*", help="of `table`: what --out wrote")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--seed", type=int, nargs="*", help="these seeds only")
@@ -135,7 +181,7 @@ def main() -> None:
     data, test = text("train", 2_000_000), text("test", 200_000)
     for seed in args.seed if args.seed else range(args.seeds):
         started = time.process_time()
-        for result in work(seed, args, data, test):
+        for result in WORK[args.work](seed, args, data, test):
             seconds = round(time.process_time() - started, 1)
             line = json.dumps(result | {"seed": seed, "cpu_seconds": seconds})
             print(line, flush=True)

@@ -19,6 +19,7 @@ from statistics import mean
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import herdling
+from herdling.data import spec
 from herdling.eval.harness import evaluate
 from herdling.infer.lm import LM
 from herdling.metrics import METRICS, TIMING, read
@@ -44,7 +45,13 @@ def main() -> None:
     parser.add_argument("--tasks", default=TASKS)
     parser.add_argument("--sft-steps", type=int, default=550)
     parser.add_argument("--steps", type=int, default=300, help="of the filtered runs")
-    parser.add_argument("--prompts", type=int, default=16)
+    parser.add_argument("--prompts", type=int, default=16, help="groups of a step")
+    parser.add_argument(
+        "--kept", type=int, help="the same of the filtered runs, whose groups all teach"
+    )
+    parser.add_argument(
+        "--among", default="", help="further tasks of the pool, that the mean leaves out"
+    )
     parser.add_argument("--rate", type=float, default=6e-4)
     parser.add_argument("--pool", type=int, default=2048, help="prompts of each task")
     parser.add_argument("--seeds", default="0,1,2")
@@ -64,13 +71,14 @@ def main() -> None:
     for seed in map(int, args.seeds.split(",")):
         for mode in args.modes.split(","):
             rows.append((seed, mode, *run(mode, seed, tuned / "model", args)))
-            table(args.tasks, start, rows)
+            table(args, start, rows)
 
 
 def run(mode: str, seed: int, model: Path, args: argparse.Namespace) -> tuple[dict, dict]:
     """Scores after RL, and figures of the run."""
     out = args.out / f"{mode}-{seed}"
-    online = OnlineConfig(prompts=args.prompts, samples=8, max_tokens=24, length=256)
+    groups = args.prompts if mode == "uniform" else args.kept or args.prompts
+    online = OnlineConfig(prompts=groups, samples=8, max_tokens=24, length=256)
     steps = args.steps
     if mode == "uniform":  # as many rollouts as the filtered run
         played = last(args.out / f"filtered-{seed}", "rollouts")
@@ -78,7 +86,7 @@ def run(mode: str, seed: int, model: Path, args: argparse.Namespace) -> tuple[di
     if not (out / "model").exists():
         started = time.process_time()
         rl.main(rl.Config(
-            model=str(model), tasks=args.tasks, out=out, steps=steps, curriculum=mode, seed=seed,
+            model=str(model), tasks=pool(args), out=out, steps=steps, curriculum=mode, seed=seed,
             online=online, filter=FilterConfig(pool=args.pool), optimizer=AdamWConfig(
                 learning_rate=args.rate, weight_decay=0.0, rates=RATES),
             schedule=Schedule(kind="linear", warmup=5, final=0.0), evaluate_every=steps, evaluate_items=16,
@@ -101,6 +109,10 @@ def run(mode: str, seed: int, model: Path, args: argparse.Namespace) -> tuple[di
     return scores(out / "model", args), figures
 
 
+def pool(args: argparse.Namespace) -> str:
+    return ",".join(filter(None, [args.tasks, args.among]))
+
+
 def last(folder: Path, name: str) -> float:
     return [r[name] for r in read(folder / METRICS) if name in r][-1]
 
@@ -112,7 +124,7 @@ def scores(model: Path, args: argparse.Namespace) -> dict[str, tuple[float, floa
         lm: LM = herdling.load(model)
         assert lm.processor is not None
         found = {}
-        for task, _ in open_tasks(args.tasks, 0, lm.processor.size):
+        for task, _ in open_tasks(pool(args), 0, lm.processor.size):
             options = {"items": args.items, "max_tokens": 24}
             found[task.name] = (
                 evaluate(lm, task, **options).accuracy,
@@ -122,17 +134,19 @@ def scores(model: Path, args: argparse.Namespace) -> dict[str, tuple[float, floa
     return json.loads(path.read_text())
 
 
-def table(tasks: str, start: dict, rows: list[tuple]) -> None:
-    """Markdown: greedy / pass@1 in percent, of each task and in the mean."""
-    names = [part.partition(":")[0] for part in tasks.split(",")]
+def table(args: argparse.Namespace, start: dict, rows: list[tuple]) -> None:
+    """Markdown: greedy / pass@1 in percent, of each task and in the mean of `--tasks`."""
+    names, others = ([name for name, _ in spec.parse(part)] if part else [] for part in (args.tasks, args.among))  # fmt: skip
 
     def cells(found: dict) -> list[str]:
         pairs = [found[name] for name in names]
         pairs.append(tuple(mean(column) for column in zip(*pairs, strict=True)))
+        pairs += [found[name] for name in others]
         return [f"{100 * greedy:.1f} / {100 * drawn:.1f}" for greedy, drawn in pairs]
 
-    print("\n| | " + " | ".join([*names, "mean", "steps", "rollouts", "useful groups", "CPU s"]) + " |")  # fmt: skip
-    print("| --- |" + " --: |" * (len(names) + 5))
+    names = [*names, "mean", *others]
+    print("\n| | " + " | ".join([*names, "steps", "rollouts", "useful groups", "CPU s"]) + " |")  # fmt: skip
+    print("| --- |" + " --: |" * (len(names) + 4))
     print("| SFT | " + " | ".join([*cells(start), "", "", "", ""]) + " |")
     for seed, mode, found, f in rows:
         own = [f"{f['steps']}", f"{f['rollouts']:.0f}", f"{f['useful']:.0%}", f"{f['cpu']:.0f}"]

@@ -3,6 +3,7 @@
     herdling rl --model runs/chat/model --tasks count_shapes,calculator --out runs/rl --steps 200
     herdling rl --model runs/chat/model --tasks arithmetic:2,sorting --out runs/rl --steps 200 \\
         --curriculum uniform --policy.loss gspo --lora r=16
+    herdling rl --model runs/chat/model --tasks count_shapes --examples tasks --out runs/rl --steps 200
 
 Prompts come from the tasks' train items, text and pictures together; those of medium difficulty for
 the present policy are asked most (docs/rl.md). Held-out accuracy is measured on validation items, and
@@ -34,6 +35,11 @@ class Config(Training):
     """How grades become a gradient."""
     filter: FilterConfig = field(default_factory=FilterConfig)
     """How prompts are filtered; `pool` counts for uniform too."""
+    examples: str = ""
+    """Tuning data learnt beside the rollouts, as --data of herdling sft, so that what is not played is
+    not forgotten."""
+    example_rows: int = 4
+    """With --examples: rows of them beside every micro-batch of rollouts."""
     sampler: Literal["same", "bf16"] = "same"
     """Weights that play: the trainer's own, or a copy of them in bfloat16."""
     optimizer: AdamWConfig = field(
@@ -51,7 +57,7 @@ class Config(Training):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, evaluate_every=1, evaluate_items=1)
+        at_least(self, evaluate_every=1, evaluate_items=1, example_rows=1)
 
 
 def main(config: Config) -> int:

@@ -5,6 +5,7 @@
 
 import copy
 from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import torch
@@ -18,8 +19,10 @@ from herdling.infer.engine import Engine
 from herdling.infer.lm import LM
 from herdling.metrics import METRICS, read
 from herdling.recipes.rl import Config
+from herdling.recipes.stage import load
 from herdling.recipes.training import Run
 from herdling.tasks.base import Task
+from herdling.tasks.mixture import makers
 from herdling.tasks.registry import open_task
 from herdling.train.loop import Every
 from herdling.train.online import Online
@@ -44,29 +47,46 @@ def train(config: Config) -> None:
     lm.engine = Engine(sampler, run.tok, page=PAGE)
     # A copy follows the trainer from one batch of rollouts to the next; what is measured is the trainer.
     own = lm if sampler is run.model else LM(run.model, run.tok, run.processor)
-    online = Online(
-        lm,
-        tasks,
-        config.online,
-        config.policy,
-        config.filter if config.curriculum == "filtered" else None,
-        pool=config.filter.pool,
-        accumulation=config.accumulation,
-        seed=config.seed,
-        trainer=run.model,
-        reference=reference,
-    )
-    before = _before(config, own, tasks)
-    hooks = [
-        Every(1, lambda state: _log(state, online)),
-        Every(config.evaluate_every, lambda state: _measure(state, config, own, tasks)),
-    ]
-    run.fit(online, loss, hooks=hooks, weight=loss.weight)
+    with ExitStack() as stack:
+        sources, examples = _examples(config, run), None
+        if sources:
+            loader = load(run, sources, config.online.length, config.example_rows)
+            examples = stack.enter_context(closing(loader))
+        online = Online(
+            lm,
+            tasks,
+            config.online,
+            config.policy,
+            config.filter if config.curriculum == "filtered" else None,
+            pool=config.filter.pool,
+            accumulation=config.accumulation,
+            seed=config.seed,
+            trainer=run.model,
+            reference=reference,
+            examples=examples,
+        )
+        before = _before(config, own, tasks)
+        hooks = [
+            Every(1, lambda state: _log(state, online)),
+            Every(config.evaluate_every, lambda state: _measure(state, config, own, tasks)),
+        ]
+        run.fit(online, loss, hooks=hooks, weight=loss.weight)
     write_report(config.out, [task.name for task, _ in tasks], before)
+    played = [f"rollouts of {task.name}" for task, _ in tasks]
     run.save(
-        data=[f"rollouts of {task.name}" for task, _ in tasks],
+        data=[*played, *(source.name for source, _ in sources)],
         note=f"{config.policy.loss}, {config.curriculum} prompts",
     )
+
+
+def _examples(config: Config, run: Run) -> spec.Weighted:
+    """What `--examples` names, opened; empty where it names nothing."""
+    if not config.examples:
+        return []
+    opening = spec.Opening(
+        run.tok, seed=config.seed, length=config.online.length, processor=run.processor
+    )
+    return spec.open_sources(config.examples, opening, makers())
 
 
 def open_tasks(given: str, seed: int, side: int | None) -> list[tuple[Task, float]]:

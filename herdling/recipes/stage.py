@@ -39,19 +39,22 @@ def run(
     sources, note = open_sources(stage.data, opening, makers), ""
     if choose is not None:
         sources, note = choose(run, sources)
-    mixture = Mixture(sources, rank=distributed.rank(), world=distributed.world_size())
-    loader = Loader(
-        mixture,
-        length=stage.length,
-        batch_size=stage.rows,
-        pad=run.tok.pad,
-        seed=stage.seed,
-        prefetch=True,
-    )
-    with closing(loader):
+    with closing(load(run, sources, stage.length, stage.rows)) as loader:
         watch = Every(DATA_EVERY, lambda state: _log_data(state, loader))
         run.fit(loader, next_token, hooks=[watch, *hooks])
     return run.save(data=[source.name for source, _ in sources], note=note)
+
+
+def load(run: Run, sources: Weighted, length: int, rows: int) -> Loader:
+    """Rows of the sources' examples for this process, to be closed after use."""
+    return Loader(
+        Mixture(sources, rank=distributed.rank(), world=distributed.world_size()),
+        length=length,
+        batch_size=rows,
+        pad=run.tok.pad,
+        seed=run.config.seed,
+        prefetch=True,
+    )
 
 
 def _log_data(state: State, loader: Loader) -> None:

@@ -3,7 +3,7 @@
 Shape letters: B rows, T tokens of a row, L MoE layers, k experts a token.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -48,6 +48,28 @@ def pack(
     if experts is not None:
         batch["experts"] = experts.flatten(1, 2)
     return batch
+
+
+def beside(batch: dict[str, Tensor], examples: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A packed batch with rows of tuning examples (of the same length) after its own.
+
+    What examples do not have is 0 there; `rollout` and `experts` are -1.
+    """
+    rows, length = examples["input_ids"].shape
+    found = {}
+    for name, own in batch.items():
+        if name == "pixel_values":
+            continue
+        if name == "experts":
+            other = own.new_full((own.shape[0], rows * length, own.shape[2]), -1)
+            found[name] = torch.cat([own, other], 1)
+            continue
+        empty = own.new_full((rows, length), -1 if name == "rollout" else 0)
+        found[name] = torch.cat([own, examples.get(name, empty)])
+    tiles = [b["pixel_values"] for b in (batch, examples) if "pixel_values" in b]
+    if tiles:
+        found["pixel_values"] = torch.cat(tiles)
+    return found
 
 
 def _piece(number: int, rollout: Rollout) -> Piece:

@@ -143,6 +143,8 @@ class PolicyConfig:
     """The largest such weight."""
     kl: float = 0.0
     """Coefficient of the divergence from the model that the run began with."""
+    sft: float = 0.1
+    """With --examples: what their loss per token counts beside the policy's."""
     mask_truncated: bool = True
     """Whether rollouts that ran out of tokens are left out of the loss."""
     replay: bool = True
@@ -154,8 +156,9 @@ class PolicyConfig:
             raise ConfigError(f"policy.clip is {low, high}; it must be in (0, 1] and above 0")
         if not self.cap >= 1:
             raise ConfigError(f"policy.cap is {self.cap}; it must be at least 1")
-        if not self.kl >= 0:
-            raise ConfigError(f"policy.kl is {self.kl}; it must be 0 or more")
+        for name in ("kl", "sft"):
+            if not 0 <= (value := getattr(self, name)) < math.inf:
+                raise ConfigError(f"policy.{name} is {value}; it must be 0 or more, and finite")
 
     @property
     def bounds(self) -> tuple[float, float]:

@@ -26,11 +26,12 @@ from herdling.errors import ConfigError, DataError
 from herdling.infer.lm import LM
 from herdling.rollouts.config import FilterConfig
 from herdling.rollouts.curriculum import Curriculum
-from herdling.rollouts.pack import pack
+from herdling.rollouts.pack import beside, pack
 from herdling.rollouts.play import Game, play
 from herdling.rollouts.rollout import Group, Rollout
 from herdling.tasks.base import Item, Task
 from herdling.train.config import OnlineConfig, PolicyConfig
+from herdling.train.loop import Batches
 from herdling.train.losses import Batch
 from herdling.train.policy import advantages, token_log_probs
 
@@ -67,6 +68,7 @@ class Online:
         seed: int = 0,
         trainer: nn.Module | None = None,
         reference: nn.Module | None = None,
+        examples: Batches | None = None,
     ) -> None:
         """
         Args:
@@ -76,6 +78,8 @@ class Online:
             pool: prompts of each task.
             accumulation: micro-batches of an optimizer step.
             trainer: the model in training, if `lm` has a copy, which then follows it.
+            examples: rows of tuning data, of `online.length` tokens; a batch of them goes beside
+                every micro-batch of rollouts.
             reference: the model that `policy.kl` holds the policy to.
         """
         if distributed.world_size() > 1:
@@ -83,7 +87,7 @@ class Online:
         if policy.kl > 0 and reference is None:
             raise ConfigError(f"policy.kl is {policy.kl}, but there is no reference model")
         self.lm, self.online, self.policy, self.seed = lm, online, policy, seed
-        self.accumulation, self.reference = accumulation, reference
+        self.accumulation, self.reference, self.examples = accumulation, reference, examples
         self.trainer = lm.model if trainer is None else trainer
         self.tasks = [task for task, _ in tasks]
         self.prompts = [(t, i) for t in range(len(tasks)) for i in range(pool)]
@@ -117,12 +121,15 @@ class Online:
             "numbers": self._numbers,
             "curriculum": self.curriculum.state_dict(),
             "pending": [dict(batch) for batch in self._pending],
+            **({} if self.examples is None else {"examples": self.examples.state_dict()}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._phase, self._played, self._numbers = state["phase"], state["played"], state["numbers"]
         self.curriculum.load_state_dict(state["curriculum"])
         self._pending = list(state["pending"])
+        if self.examples is not None:
+            self.examples.load_state_dict(state["examples"])
 
     def _item(self, task: int, index: int) -> Item:
         return self.tasks[task].item(index, "train")
@@ -204,6 +211,8 @@ class Online:
                 batch["old_logprobs"] = self._log_probs(self.trainer, batch)
             if self.reference is not None:
                 batch["reference_logprobs"] = self._log_probs(self.reference, batch)
+            if self.examples is not None:
+                batch = beside(batch, next(iter(self.examples)))
             batches.append(batch)
         return batches
 

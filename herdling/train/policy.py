@@ -14,6 +14,9 @@ pi_old is the trainer's own policy when the rollouts came in; while there has be
 is pi itself and r is 1. What the sampler drew from differs from it by rounding, and by routes in a
 mixture of experts: `correction` weighs tokens by pi_old / pi_sampler, cut at `cap` (truncated
 importance sampling).
+
+With examples beside the rollouts (InstructGPT's ptx term, arXiv 2203.02155 eq. 2), what is not played is
+not forgotten.
 """
 
 from dataclasses import dataclass
@@ -46,7 +49,8 @@ class PolicyLoss:
     A batch has, besides what `next_token` takes, at each place whose label is learnt: `advantages`,
     `sampler_logprobs`, perhaps `old_logprobs` and `reference_logprobs`, all (B, T) float32; the number
     of the `rollout` (B, T) int64 it belongs to, counted from 0 in the batch; and perhaps `experts`
-    (L, B * T, k) int16, -1 where unknown.
+    (L, B * T, k) int16, -1 where unknown. Rows of tuning examples may stand beside those of rollouts
+    (`rollouts.pack.beside`): their `rollout` is -1, and `config.sft` times their mean loss is added.
     """
 
     def __init__(self, config: PolicyConfig, longest: int = 0) -> None:
@@ -58,8 +62,8 @@ class PolicyLoss:
         self.config, self.longest = config, longest
 
     def weight(self, batch: Batch) -> float:
-        """What the sum over a batch is divided by: its tokens or its sequences."""
-        learnt = batch["labels"] != IGNORE
+        """What the sum over a batch is divided by: its rollouts' tokens or sequences."""
+        learnt = (batch["labels"] != IGNORE) & (batch["rollout"] >= 0)
         if self.config.loss in ("dapo", "cispo"):
             return float(learnt.sum())
         sequences = len(batch["rollout"][learnt].unique())
@@ -68,7 +72,8 @@ class PolicyLoss:
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Numbers]:
         with replaying(model, batch.get("experts"), self.config.replay) as routes:
             logps = token_log_probs(model, batch)
-        at = (batch["labels"] != IGNORE).nonzero(as_tuple=True)
+        learnt, played = batch["labels"] != IGNORE, batch["rollout"] >= 0
+        at = (learnt & played).nonzero(as_tuple=True)
         tokens = Tokens(
             logps[at],
             batch["advantages"][at],
@@ -78,6 +83,12 @@ class PolicyLoss:
             batch["reference_logprobs"][at] if "reference_logprobs" in batch else None,
         )
         loss, numbers = policy_loss(tokens, self.config, self.longest)
+        examples = learnt & ~played
+        if examples.any():
+            nll, count = -logps[examples].sum(), examples.sum()
+            # A sum that is divided by `weight`, as all of the step's losses are.
+            loss = loss + self.config.sft * nll / count * self.weight(batch)
+            numbers["example_loss"] = (nll.detach(), count)
         if routes.seen is not None:
             numbers["flipped_routes"] = (routes.flipped, routes.seen)
         return loss, numbers

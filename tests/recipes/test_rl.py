@@ -103,8 +103,9 @@ def test_a_model_learns_what_is_rewarded(base, tmp_path):
             "policy": PolicyConfig(loss="gspo", kl=0.05, mask_truncated=False),
             "checkpoint": CheckpointConfig(every=3),  # in the middle of a batch of rollouts
         },
+        {"examples": "english,arithmetic", "example_rows": 2},
     ],
-    ids=["plain", "lora, bf16 sampler", "several updates, kl"],
+    ids=["plain", "lora, bf16 sampler", "several updates, kl", "examples beside"],
 )
 def test_a_killed_run_resumes_to_the_same_bytes(base, tmp_path, monkeypatch, fields):
     whole = config(base, tmp_path / "a", **fields)
@@ -125,6 +126,12 @@ def test_a_killed_run_resumes_to_the_same_bytes(base, tmp_path, monkeypatch, fie
     same_results(tmp_path / "a", tmp_path / "b")
     if "lora" in fields:
         assert (tmp_path / "b" / "adapter" / "adapter_config.json").exists()
+    losses = [r["example_loss"] for r in read(tmp_path / "b" / METRICS) if "example_loss" in r]
+    assert len(losses) == (6 if "examples" in fields else 0)
+    step = Card.open(
+        tmp_path / "b" / "model", herdling.load(tmp_path / "b" / "model").config
+    ).steps[-1]
+    assert ("arithmetic" in step.data) == ("examples" in fields)
 
 
 def test_a_seed_reproduces_and_another_does_not(base, tmp_path):

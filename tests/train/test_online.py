@@ -7,9 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from herdling.data.packing import IGNORE
+from herdling.data.packing import IGNORE, cut, fill_row, stack
+from herdling.data.record_source import joined
+from herdling.data.sources import Example
 from herdling.errors import ConfigError, DataError
 from herdling.infer.lm import LM
+from herdling.inputs import chat
+from herdling.inputs.images import ImageProcessor
 from herdling.inputs.tokenizer import Tokenizer
 from herdling.model.config import preset
 from herdling.model.init import initialize
@@ -17,7 +21,7 @@ from herdling.model.llama import build
 from herdling.optim import adamw
 from herdling.optim.adamw import AdamWConfig
 from herdling.rollouts.config import FilterConfig
-from herdling.rollouts.pack import pack
+from herdling.rollouts.pack import beside, pack
 from herdling.rollouts.play import Game, play
 from herdling.tasks.base import Item, ask
 from herdling.tasks.registry import create
@@ -92,6 +96,91 @@ def test_a_packed_batch_is_the_rollouts_each_by_itself():
     assert numbers["flipped_routes"][1] == 4 * sum(len(r.ids) - 1 for r in rollouts)
     learnt = whole["labels"] != IGNORE
     assert not whole["advantages"][~learnt].any()
+
+
+class Rows:
+    """Two rows of tuning examples, other ones each time; with `pictures` one in each row."""
+
+    def __init__(self, tok: Tokenizer, length: int, pictures: ImageProcessor | None = None) -> None:
+        task = create("count_shapes" if pictures else "arithmetic")
+        self.tok, self.length, self.pictures, self.task, self.at = tok, length, pictures, task, 0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        rows, tiles = [], []
+        for _ in range(2):
+            item = self.task.item(self.at, "train")
+            made = chat.render(item.conversation(), self.tok, None, False, processor=self.pictures)
+            example = Example(made.ids, made.loss_mask, joined(made.tiles), "rows")
+            pieces = cut(example, self.length)
+            assert pieces is not None
+            tiles += [p.tiles for p in pieces if p.tiles is not None]
+            rows.append(fill_row(pieces, self.length, self.tok.pad))
+            self.at += 1
+        return stack(rows, tiles)
+
+    def state_dict(self):
+        return {"at": self.at}
+
+    def load_state_dict(self, state):
+        self.at = state["at"]
+
+
+@pytest.mark.parametrize("pictured", [("rollouts", "examples"), ("rollouts",), ("examples",), ()])
+def test_examples_beside_rollouts_add_their_mean_loss_and_touch_nothing_else(pictured):
+    tok = Tokenizer.train(["how many shapes are there? " * 4], 320)
+    config = preset("nano", vision=True, vocab_size=len(tok))
+    config = replace(config, image_token_index=tok.patch)
+    lm = LM(initialize(build(config), std=0.1).eval(), tok)
+    task = create("count_shapes" if "rollouts" in pictured else "arithmetic")
+    games = [Game(task, task.item(i, "train"), seed=i) for i in range(4)]
+    rollouts = play(lm, games, max_tokens=6, temperature=1.0, experts=True)
+    alone = pack(rollouts, [1.0, -0.5, 0.3, -0.8], 160, tok.pad)
+    examples = next(Rows(tok, 160, lm.processor if "examples" in pictured else None))
+    loss = PolicyLoss(PolicyConfig(sft=0.25))
+    both = beside(alone, examples)
+    assert both["input_ids"].shape[0] == alone["input_ids"].shape[0] + 2
+    assert loss.weight(both) == loss.weight(alone)
+
+    def gradients(value: torch.Tensor) -> dict[str, torch.Tensor]:
+        lm.model.zero_grad()
+        value.backward()
+        return {n: p.grad.clone() for n, p in lm.model.named_parameters() if p.grad is not None}
+
+    whole, numbers = loss(lm.model, both)
+    policy, own = loss(lm.model, alone)
+    nll, count = next_token(lm.model, examples)[0], (examples["labels"] != IGNORE).sum()
+    parts = policy + 0.25 * loss.weight(alone) * nll / count
+    assert whole.item() == pytest.approx(parts.item(), rel=1e-4)
+    expected = gradients(parts)
+    for name, grad in gradients(whole).items():
+        torch.testing.assert_close(grad, expected[name], atol=3e-5, rtol=1e-3)
+    assert numbers["example_loss"][0].item() == pytest.approx(nll.item(), rel=1e-4)
+    assert numbers["example_loss"][1] == count
+    for name in ("entropy", "log_ratio", "flipped_routes"):  # only of what was played
+        assert [float(n) for n in numbers[name]] == pytest.approx([float(n) for n in own[name]], abs=1e-4)  # fmt: skip
+
+
+def test_every_micro_batch_has_its_examples_and_a_restored_run_the_next_ones():
+    lm = new_lm()
+
+    def begin() -> Online:
+        config = OnlineConfig(prompts=4, samples=4, updates=2, max_tokens=5, length=64)
+        policy = PolicyConfig(mask_truncated=False, kl=0.1)
+        rows = Rows(lm.tokenizer, 64)
+        return Online(lm, [(Parity(), 1.0)], config, policy, None, pool=24, accumulation=2,
+                      reference=lm.model, examples=rows)  # fmt: skip
+
+    one, other = begin(), begin()
+    first = [next(one) for _ in range(3)]
+    examples = [batch["input_ids"][batch["rollout"][:, 0] < 0] for batch in first]
+    fresh = Rows(lm.tokenizer, 64)
+    for found in examples:
+        assert torch.equal(found, next(fresh)["input_ids"])
+    other.load_state_dict(one.state_dict())
+    same([next(one) for _ in range(3)], [next(other) for _ in range(3)])
 
 
 def test_filtered_batches_hold_groups_that_differ_and_others_are_played_in_their_place():

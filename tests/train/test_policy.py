@@ -153,8 +153,9 @@ def test_advantages_are_relative_to_the_group():
 
 
 def test_refusals():
-    for bad, name in (({"clip": (0.0, 0.2)}, "clip"), ({"cap": 0.5}, "cap"), ({"kl": -1.0}, "kl")):
+    for name, value in (("clip", (0.0, 0.2)), ("cap", 0.5), ("kl", -1.0), ("kl", math.inf),
+                        ("sft", -0.1), ("sft", math.nan)):  # fmt: skip
         with pytest.raises(ConfigError, match=f"policy.{name}"):
-            PolicyConfig(**bad)
+            PolicyConfig(**{name: value})
     with pytest.raises(ConfigError, match="dr_grpo"):
         PolicyLoss(PolicyConfig(loss="dr_grpo"))
