@@ -451,7 +451,8 @@ class Engine:
         counts["steps"] += 1
         for piece in pieces:
             sequence = piece.sequence
-            if piece.start == sequence.cached and piece.start < sequence.prompt:
+            if not sequence.counted:  # one that was put back begins again, and its prompt is no new one
+                sequence.counted = True
                 counts["cached"] += sequence.cached
                 counts["prompt"] += sequence.prompt
         if routes is not None:

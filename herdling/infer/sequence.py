@@ -200,6 +200,8 @@ class Sequence:
         self.speculation: Speculation | None = None
         self.cached = 0
         """Prompt tokens that were there when it began."""
+        self.counted = False
+        """Whether its prompt is in the engine's counts."""
         self.prompt_tokens: list[PromptToken | None] = [None]
         self._text = StoppingText(tokenizer, request.stop)
         self._pieces: list[str] = []

@@ -341,6 +341,7 @@ def test_experts_survive_being_put_back_into_the_queue(plain_lm):
         )
         replies = engine.run(requests)
         assert engine.stats().preemptions > 0
+        assert engine.stats().prompt_tokens == sum(len(request.ids) for request in requests)
         for one, other in zip(alone, replies, strict=True):
             assert torch.equal(one.experts, other.experts)
 
