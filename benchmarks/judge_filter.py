@@ -4,7 +4,8 @@
 
 From one pretrained model, two runs of `herdling sft` with equal steps on the same pool of examples: on
 the hardest half by a judge, and on a random half. Both are asked the same held-out items; `hard` are
-those half of each task's items that the judge finds harder. Prints a table and writes a line of JSON.
+those half of each task's items that the judge finds harder. With --rl-steps both then play three of the
+tasks for that long (Llama 4's order) and are asked again. Prints a table and writes a line of JSON.
 """
 
 import argparse
@@ -21,12 +22,16 @@ from herdling.infer.lm import LM, load
 from herdling.inputs import chat
 from herdling.optim.adamw import AdamWConfig
 from herdling.optim.schedule import Schedule
-from herdling.recipes import sft
+from herdling.recipes import rl, sft
 from herdling.recipes.demo_stages import RATES
 from herdling.tasks.base import Task
 from herdling.tasks.registry import open_task
+from herdling.train.config import OnlineConfig
 
 TASKS = ("read_number", "locate_shape", "shape_colour", "largest_bar", "cldr_names", "arithmetic")
+
+
+PLAY = "locate_shape,shape_colour,largest_bar"
 
 
 def rendered(lm: LM, task: Task, items: int) -> list[Example]:
@@ -44,6 +49,7 @@ def main() -> None:
     parser.add_argument("--judge", required=True, help="as in herdling sft")
     parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--pool", type=int, default=4096)
+    parser.add_argument("--rl-steps", type=int, default=0)
     parser.add_argument("--items", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="append the figures here")
@@ -58,6 +64,15 @@ def main() -> None:
         order = sorted(range(args.items), key=lambda i: ratings[i])
         hard[task.name] = order[args.items // 2 :]
     result: dict[str, dict[str, dict[str, float]]] = {}
+
+    def ask(arm: str, model: Path) -> None:
+        tuned = load(model)
+        result[arm] = {}
+        for task in tasks:
+            score = evaluate(tuned, task, args.items, max_tokens=24)
+            on_hard = sum(score.grades[i] for i in hard[task.name]) / len(hard[task.name])
+            result[arm][task.name] = {"all": score.accuracy, "hard": on_hard}
+
     for arm, spec in (("hard half", args.judge), ("random half", "random")):
         out = Path(tempfile.mkdtemp(prefix="judge-"))
         config = sft.Config(
@@ -67,27 +82,30 @@ def main() -> None:
             schedule=Schedule(kind="linear", warmup=30),
         )  # fmt: skip
         sft.main(config)
-        tuned = load(out / "run" / "model")
-        result[arm] = {}
-        for task in tasks:
-            score = evaluate(tuned, task, args.items, max_tokens=24)
-            on_hard = sum(score.grades[i] for i in hard[task.name]) / len(hard[task.name])
-            result[arm][task.name] = {"all": score.accuracy, "hard": on_hard}
+        ask(arm, out / "run" / "model")
         dropped = json.loads((out / "run" / "judge.json").read_text())["dropped"]
         print(f"{arm}: dropped " + ", ".join(f"{n} {v:.0%}" for n, v in dropped.items()))
+        if args.rl_steps:
+            rl.main(rl.Config(
+                model=str(out / "run" / "model"), tasks=PLAY, out=out / "rl", steps=args.rl_steps,
+                online=OnlineConfig(prompts=16, samples=8, max_tokens=24, length=256), seed=args.seed,
+                optimizer=AdamWConfig(learning_rate=3e-4, weight_decay=0.0, rates=RATES),
+                evaluate_every=args.rl_steps, evaluate_items=16,
+            ))  # fmt: skip
+            ask(f"{arm}, RL", out / "rl" / "model")
         shutil.rmtree(out)
-    print(f"\n{'task':<14}" + "".join(f"{arm + ', all':>18}{arm + ', hard':>18}" for arm in result))
+    print(f"\n{'task':<14}" + "".join(f"{arm + ', all':>22}{arm + ', hard':>22}" for arm in result))
     for name in TASKS:
         cells = "".join(
-            f"{of[name]['all']:>18.1%}{of[name]['hard']:>18.1%}" for of in result.values()
+            f"{of[name]['all']:>22.1%}{of[name]['hard']:>22.1%}" for of in result.values()
         )
         print(f"{name:<14}{cells}")
     means = {arm: {part: sum(t[part] for t in of.values()) / len(of) for part in ("all", "hard")}
              for arm, of in result.items()}  # fmt: skip
-    print(f"{'mean':<14}" + "".join(f"{m['all']:>18.1%}{m['hard']:>18.1%}" for m in means.values()))
+    print(f"{'mean':<14}" + "".join(f"{m['all']:>22.1%}{m['hard']:>22.1%}" for m in means.values()))
     if args.json:
         with args.json.open("a") as file:
-            file.write(json.dumps({"seed": args.seed, "steps": args.steps, "judge": args.judge.partition(":")[0], "means": means, "tasks": result}) + "\n")  # fmt: skip
+            file.write(json.dumps({"seed": args.seed, "steps": args.steps, "rl_steps": args.rl_steps, "judge": args.judge.partition(":")[0], "means": means, "tasks": result}) + "\n")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -144,9 +144,9 @@ def table(args: argparse.Namespace, start: dict, rows: list[tuple]) -> None:
         pairs += [found[name] for name in others]
         return [f"{100 * greedy:.1f} / {100 * drawn:.1f}" for greedy, drawn in pairs]
 
-    names = [*names, "mean", *others]
-    print("\n| | " + " | ".join([*names, "steps", "rollouts", "useful groups", "CPU s"]) + " |")  # fmt: skip
-    print("| --- |" + " --: |" * (len(names) + 4))
+    heads = [*names, "mean", *others]
+    print("\n| | " + " | ".join([*heads, "steps", "rollouts", "useful groups", "CPU s"]) + " |")  # fmt: skip
+    print("| --- |" + " --: |" * (len(heads) + 4))
     print("| SFT | " + " | ".join([*cells(start), "", "", "", ""]) + " |")
     for seed, mode, found, f in rows:
         own = [f"{f['steps']}", f"{f['rollouts']:.0f}", f"{f['useful']:.0%}", f"{f['cpu']:.0f}"]
