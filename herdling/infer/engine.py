@@ -451,7 +451,9 @@ class Engine:
         counts["steps"] += 1
         for piece in pieces:
             sequence = piece.sequence
-            if not sequence.counted:  # one that was put back begins again, and its prompt is no new one
+            if (
+                not sequence.counted
+            ):  # one that was put back begins again, and its prompt is no new one
                 sequence.counted = True
                 counts["cached"] += sequence.cached
                 counts["prompt"] += sequence.prompt

@@ -202,7 +202,7 @@ class _Demo:
         facts += [("peak memory", f"{self.past['peak_bytes'] / 1e9:.2f} GB")]
         facts += [("pretraining data", PRETRAIN), ("tuning data", tuning(self.config).data)]
         if "rl" in self.config.stages:
-            facts += [("RL tasks", PLAY)]
+            facts += [("RL tasks", f"{PLAY}; beside them, the tuning data")]
         if "dpo" in self.config.stages:
             facts += [("preference pairs", f"{PREFER}; its own answers to {OWN}")]
         lead = (

@@ -13,7 +13,7 @@ RUN/report.html shows difficulty, reward and the sampler's distance from the tra
 from dataclasses import dataclass, field
 from typing import Literal
 
-from herdling.errors import at_least
+from herdling.errors import ConfigError, at_least
 from herdling.optim.config import AdamWConfig
 from herdling.optim.schedule import Schedule
 from herdling.recipes.settings import Training
@@ -40,6 +40,9 @@ class Config(Training):
     not forgotten."""
     example_rows: int = 4
     """With --examples: rows of them beside every micro-batch of rollouts."""
+    start_share: float = 0.0
+    """Share of the starting weights in OUT/model: 0.4 leaves six tenths of every change, most of what was
+    learnt and less of what was forgotten (docs/rl.md)."""
     sampler: Literal["same", "bf16"] = "same"
     """Weights that play: the trainer's own, or a copy of them in bfloat16."""
     optimizer: AdamWConfig = field(
@@ -58,6 +61,13 @@ class Config(Training):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(self, evaluate_every=1, evaluate_items=1, example_rows=1)
+        if not 0 <= self.start_share < 1:
+            raise ConfigError(f"start_share is {self.start_share}; it must be in [0, 1)")
+        if self.start_share and (self.lora or self.adapter or self.qat):
+            raise ConfigError(
+                f"start_share is {self.start_share}, which averages plain weights; remedy: leave it out "
+                "with --lora, --adapter and --qat"
+            )
 
 
 def main(config: Config) -> int:

@@ -70,12 +70,16 @@ def train(config: Config) -> None:
             Every(1, lambda state: _log(state, online)),
             Every(config.evaluate_every, lambda state: _measure(state, config, own, tasks)),
         ]
-        run.fit(online, loss, hooks=hooks, weight=loss.weight)
+        state = run.fit(online, loss, hooks=hooks, weight=loss.weight)
+    if config.start_share:
+        run.average_with_start(config.start_share)
+        _measure(state, config, own, tasks)
     write_report(config.out, [task.name for task, _ in tasks], before)
     played = [f"rollouts of {task.name}" for task, _ in tasks]
     run.save(
         data=[*played, *(source.name for source, _ in sources)],
-        note=f"{config.policy.loss}, {config.curriculum} prompts",
+        note=f"{config.policy.loss}, {config.curriculum} prompts"
+        + (f", {config.start_share:g} of the start" if config.start_share else ""),
     )
 
 

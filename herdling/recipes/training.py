@@ -17,6 +17,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from herdling import config as settings
 from herdling import distributed, lora
 from herdling.checkpoint import Card, save_model
@@ -30,7 +32,7 @@ from herdling.quant import low_precision, qat
 from herdling.quant.schemes import scheme
 from herdling.quant.swap import restore, swap
 from herdling.recipes.settings import Training
-from herdling.recipes.start import is_preset, start
+from herdling.recipes.start import Start, is_preset, start
 from herdling.train import rng
 from herdling.train.compression import Compression
 from herdling.train.health import Routing
@@ -80,13 +82,7 @@ class Run:
         check_target(config.out / "model")  # before the work, not after it
         rng.seed(config.seed)
         self.accelerator = make_accelerator(config.precision, config.accumulation)
-        begun = start(
-            config.model,
-            config.tokenizer,
-            name=config.out.name,
-            vision=config.vision,
-            seed=config.seed,
-        )
+        begun = self._start()
         self.model: LanguageModel = begun.model
         self.tok: Tokenizer = begun.tok
         self.processor: ImageProcessor | None = begun.processor
@@ -109,6 +105,27 @@ class Run:
                 lora.load(self.model, config.adapter, "adapter", trainable=True)
                 self.model.requires_grad_(True)
             self._say(lora.table(self.model))
+
+    def _start(self) -> Start:
+        config = self.config
+        return start(
+            config.model,
+            config.tokenizer,
+            name=config.out.name,
+            vision=config.vision,
+            seed=config.seed,
+        )
+
+    def average_with_start(self, share: float) -> None:
+        """Put `share` of the weights that the run began with in the place of as much of its own.
+
+        Interpolation towards the start, as in WARP (arXiv 2406.16768). Plain weights only.
+        """
+        with torch.no_grad():
+            for own, before in zip(
+                self.model.parameters(), self._start().model.parameters(), strict=True
+            ):
+                own.lerp_(before.to(own), share)
 
     def _say(self, table: object) -> None:
         if distributed.is_main():

@@ -143,7 +143,7 @@ class PolicyConfig:
     """The largest such weight."""
     kl: float = 0.0
     """Coefficient of the divergence from the model that the run began with."""
-    sft: float = 0.1
+    sft: float = 0.5
     """With --examples: what their loss per token counts beside the policy's."""
     mask_truncated: bool = True
     """Whether rollouts that ran out of tokens are left out of the loss."""

@@ -4,15 +4,18 @@ python -m pytest tests/recipes/test_rl.py
 """
 
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 import herdling
 from herdling.checkpoint import Card
 from herdling.errors import ConfigError
+from herdling.eval.harness import evaluate
 from herdling.infer.lm import LM
 from herdling.inputs.tokenizer import Tokenizer
 from herdling.metrics import METRICS, TIMING, read
@@ -103,7 +106,7 @@ def test_a_model_learns_what_is_rewarded(base, tmp_path):
             "policy": PolicyConfig(loss="gspo", kl=0.05, mask_truncated=False),
             "checkpoint": CheckpointConfig(every=3),  # in the middle of a batch of rollouts
         },
-        {"examples": "english,arithmetic", "example_rows": 2},
+        {"examples": "english,arithmetic", "example_rows": 2, "start_share": 0.4},
     ],
     ids=["plain", "lora, bf16 sampler", "several updates, kl", "examples beside"],
 )
@@ -132,6 +135,37 @@ def test_a_killed_run_resumes_to_the_same_bytes(base, tmp_path, monkeypatch, fie
         tmp_path / "b" / "model", herdling.load(tmp_path / "b" / "model").config
     ).steps[-1]
     assert ("arithmetic" in step.data) == ("examples" in fields)
+
+
+def test_a_share_of_the_start_stays_and_is_what_is_measured(base, tmp_path):
+    for name, share in (("plain", 0.0), ("averaged", 0.25)):
+        rl.main(config(base, tmp_path / name, optimizer=AdamWConfig(learning_rate=2e-3), start_share=share))  # fmt: skip
+    start, plain, averaged = (
+        dict(herdling.load(folder).model.named_parameters())
+        for folder in (base, tmp_path / "plain" / "model", tmp_path / "averaged" / "model")
+    )
+    moved = 0.0
+    for name, own in averaged.items():
+        torch.testing.assert_close(own, 0.25 * start[name] + 0.75 * plain[name], atol=1e-6, rtol=1e-5)  # fmt: skip
+        moved += (plain[name] - own).abs().sum().item()
+    assert moved > 1
+    *_, last = [r for r in read(tmp_path / "averaged" / METRICS) if "accuracy/letters" in r]
+    score = evaluate(herdling.load(tmp_path / "averaged" / "model"), Letters(), 8, max_tokens=8, split="validation")  # fmt: skip
+    assert last["accuracy/letters"] == score.accuracy
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"start_share": 1.0}, r"start_share is 1.0; it must be in \[0, 1\)"),
+        ({"start_share": math.nan}, "start_share is nan"),
+        ({"start_share": 0.5, "lora": "r=4"}, "averages plain weights; remedy: leave it out"),
+        ({"examples": "english", "example_rows": 0}, "example_rows is 0"),
+    ],
+)
+def test_settings_that_cannot_be(base, tmp_path, fields, words):
+    with pytest.raises(ConfigError, match=words):
+        config(base, tmp_path, **fields)
 
 
 def test_a_seed_reproduces_and_another_does_not(base, tmp_path):
