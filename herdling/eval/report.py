@@ -23,7 +23,8 @@ body{font:16px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding
 h1{font-size:1.7rem;margin:0}h2{font-size:1.15rem;margin:2.2rem 0 .6rem;border-bottom:1px solid #dde3ea;padding-bottom:.2rem}
 p.lead{color:#51606f;margin:.3rem 0 1rem}table{border-collapse:collapse;width:100%;font-size:.92rem}
 th{text-align:left;color:#51606f;font-weight:600}td,th{padding:.28rem .6rem;border-bottom:1px solid #edf0f4}
-td{overflow-wrap:anywhere}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}svg{max-width:100%;height:auto}
+td{overflow-wrap:anywhere}td:first-child{overflow-wrap:normal}@media(min-width:62rem){td.n,th.n{white-space:nowrap}}
+td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}svg{max-width:100%;height:auto}
 .bar{position:relative;height:.85rem;width:11rem;background:#edf0f4;border-radius:3px}
 .bar i{position:absolute;inset:0 auto 0 0;background:#2f6fb3;border-radius:3px}
 .bar b{position:absolute;top:-2px;bottom:-2px;width:2px;background:#c0392b}
