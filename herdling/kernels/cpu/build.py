@@ -40,7 +40,10 @@ def compiler() -> list[str]:
     """The command of a C++ compiler: $CXX if set, else g++ or clang++."""
     asked = os.environ.get("CXX")
     for name in [asked] if asked else ["g++", "clang++", "c++"]:
-        command = shlex.split(name)
+        try:
+            command = shlex.split(name)
+        except ValueError as error:
+            raise BuildError(f"CXX={asked}: {error}") from None
         if command and shutil.which(command[0]):
             return command
     raise BuildError(f"CXX={asked}: no such program" if asked else "no g++ or clang++ in PATH")
@@ -76,7 +79,11 @@ def cache_folder() -> Path:
 
 
 def _fingerprint(command: list[str]) -> str:
-    told = subprocess.run([*command[:1], "--version"], capture_output=True, text=True, timeout=60)
+    call = [*command[:1], "--version"]
+    try:
+        told = subprocess.run(call, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BuildError(f"{command[0]}: {error}") from None
     digest = hashlib.sha256()
     for part in (shlex.join(command), told.stdout, platform.platform(), _processor()):
         digest.update(part.encode() + b"\0")

@@ -78,7 +78,7 @@ def test_a_cache_that_others_can_write_is_refused(cache, fake_compiler):
 
 
 @pytest.mark.usefixtures("_fresh")
-@pytest.mark.parametrize("broken", ["no-such-compiler", "false"])
+@pytest.mark.parametrize("broken", ["no-such-compiler", "false", "g++ 'unclosed"])
 def test_no_compiler_is_one_note_and_the_torch_path(broken, cache, monkeypatch, caplog):
     monkeypatch.setenv("CXX", broken)
     monkeypatch.delenv("HERDLING_NATIVE", raising=False)
@@ -90,6 +90,19 @@ def test_no_compiler_is_one_note_and_the_torch_path(broken, cache, monkeypatch, 
     assert cpu.features() == "off"
     with pytest.raises(InputError, match="available"):
         cpu.linear(torch.ones(1, 4), torch.ones(4, 4))
+
+
+@pytest.mark.usefixtures("_fresh")
+def test_a_compiler_that_never_answers_is_one_note_too(cache, monkeypatch, caplog):
+    monkeypatch.setenv("CXX", sys.executable)
+    monkeypatch.delenv("HERDLING_NATIVE", raising=False)
+
+    def hang(command, timeout, **_):
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(build.subprocess, "run", hang)
+    assert not cpu.available()
+    assert "timed out after 60" in caplog.text
 
 
 @pytest.mark.usefixtures("_fresh")
