@@ -184,6 +184,12 @@ def group_of(scheme: Scheme, dtype: torch.dtype, targets: Sequence[str] = ("Line
     if element == elements.TERNARY:
         stored = replace(stored, name="int2", element=elements.integers(2), rule="most")
     if element in _MX and form.rule == "power":
+        if (per, form.group) != ("group", mx.BLOCK):
+            raise ConfigError(
+                f"compressed-tensors folders hold {form.name} in groups of {mx.BLOCK} alone, not "
+                f"{f'of {form.group}' if per == 'group' else f'with a scale a {per}'}; "
+                f"remedy: group {mx.BLOCK}"
+            )
         layout = _MX[element]  # pyright: ignore[reportArgumentType]
     elif isinstance(stored.element, Integers):
         whole = stored.bits == 8 and stored.per == "row" and activations is not None
@@ -266,7 +272,14 @@ def parse(raw: Mapping[str, Any]) -> Groups:
     if not isinstance(groups, dict) or not groups:
         raise ConfigError("quantization_config: has no config_groups")
     found = tuple(_parse_group(name, g, raw.get("format")) for name, g in groups.items())
-    return Groups(found, tuple(raw.get("ignore") or ()))
+    return Groups(found, _names("quantization_config.ignore", raw.get("ignore")))
+
+
+def _names(where: str, raw: Any) -> tuple[str, ...]:
+    names = raw or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"{where} is {raw!r}; it must be a list of names")
+    return tuple(names)
 
 
 def _parse_group(name: str, raw: Any, common: str | None) -> Group:
@@ -283,7 +296,12 @@ def _parse_group(name: str, raw: Any, common: str | None) -> Group:
             f"{where}: format {layout!r} of {form.name} weights is not supported; {' or '.join(known)} is"
         )
     acts = raw.get("input_activations")
-    return Group(form, layout, _parse_activations(where, acts), tuple(raw.get("targets") or ()))
+    return Group(
+        form,
+        layout,
+        _parse_activations(where, acts),
+        _names(f"{where}.targets", raw.get("targets")),
+    )
 
 
 def _layouts(form: Format) -> tuple[str, ...]:
@@ -296,7 +314,12 @@ def _layouts(form: Format) -> tuple[str, ...]:
 
 
 def _parse_weights(where: str, raw: Mapping[str, Any]) -> Format:
-    bits, kind = int(raw.get("num_bits") or 8), raw.get("type", "int")
+    for name in ("num_bits", "group_size"):
+        if not isinstance(raw.get(name), int | None):
+            raise ConfigError(
+                f"{where}.weights: {name} is {raw[name]!r}; it must be a whole number"
+            )
+    bits, kind = raw.get("num_bits") or 8, raw.get("type", "int")
     strategy, size = raw.get("strategy"), raw.get("group_size")
     if raw.get("symmetric") is False:
         raise ConfigError(f"{where}: weights with zero points (symmetric false) are not supported")
@@ -311,6 +334,10 @@ def _parse_weights(where: str, raw: Mapping[str, Any]) -> Format:
         if len(set(edges)) != 1:
             raise ConfigError(f"{where}: blocks of {edges} are not supported; squares are")
         size = edges[0]
+    if per in ("group", "square") and not (isinstance(size, int) and size > 0):
+        raise ConfigError(
+            f"{where}.weights: strategy {strategy} with groups of {size}; they must be 1 or more"
+        )
     integers = kind == "int" and bits in packing.WIDTHS
     if per is None or not (integers or (kind == "float" and bits == 8 and per != "group")):
         raise ConfigError(

@@ -32,6 +32,10 @@ def run(config: Config) -> None:
     options = {} if config.group is None else {"group": config.group, "per": "group"}
     found = scheme(config.format, **options)
     check_file(config.json, "json")
+    if config.all_experts and config.method == "nearest":
+        raise ConfigError(
+            "all_experts is about calibration, and method nearest has none; remedy: --method gptq or awq"
+        )
     if config.shard_bytes < 1:
         raise ConfigError(f"shard_bytes is {config.shard_bytes}; it must be at least 1")
     check_target(config.out, None if on_hub(config.path) else config.path)

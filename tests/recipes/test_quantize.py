@@ -114,6 +114,8 @@ def test_chosen_targets_and_other_types(folder, tmp_path):
         (["--format", "int5"], "no format 'int5'"),
         (["--format", "int4", "--shard-bytes", "0"], "shard_bytes is 0; it must be at least 1"),
         (["--format", "nf4"], "no layout for nf4"),
+        (["--format", "mxfp4", "--group", "16"], "in groups of 32 alone, not of 16"),
+        (["--format", "int4", "--all-experts"], "remedy: --method gptq or awq"),
         (["--format", "int4_g128"], "groups of 128 do not divide its 96 inputs"),
         (["--format", "int8", "--targets", "expert"], "did you mean experts?"),
         (
