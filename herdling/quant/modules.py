@@ -70,6 +70,7 @@ class Matrix(nn.Module):
         scales = torch.empty(counts, dtype=form.scale_dtype, device=device)
         self.register_buffer("scales", scales)
         self._packed: native.Packed | None = None
+        self._threefold: bool | None = None
 
     @classmethod
     def of(cls, weight: Tensor, form: Format, dtype: torch.dtype | None = None) -> "Matrix":
@@ -129,6 +130,7 @@ class Matrix(nn.Module):
 
     def restore(self) -> None:
         """Back from the kernels' layout, so that `codes` may be read and written."""
+        self._threefold = None
         if self._packed is not None:
             self.codes, self._packed = self.stored(), None
 
@@ -195,10 +197,18 @@ class Matrix(nn.Module):
                 return lambda codes, floats: native.pack(codes, self.scales[..., 0], 0, floats)
             if form.bits == 4 and form.per == "group" and form.group % 32 == 0:
                 return lambda codes, floats: native.pack(codes, _halved(self.scales), form.group, floats)  # fmt: skip
-            if form.bits == 2 and form.per in ("row", "expert") and element == TERNARY:
+            if form.bits == 2 and form.per in ("row", "expert") and self._ternary():
                 rows = self.scales[..., 0].expand(*self.codes.shape[:-1])
                 return lambda codes, floats: native.pack_ternary(codes, rows, floats)
         return None
+
+    def _ternary(self) -> bool:
+        """Whether no 2-bit code is -2: folders have no type for ternary numbers, and call them int2."""
+        if self.form.element == TERNARY:
+            return True
+        if self._threefold is None:
+            self._threefold = bool((self.integers() > -2).all())
+        return self._threefold
 
     def extra_repr(self) -> str:
         return f"{self.form.name}, {list(self.shape)}"

@@ -10,10 +10,12 @@ from safetensors.torch import load_file, save_file
 
 from herdling.checkpoint import Card, Folder, open_model, save_model
 from herdling.errors import CheckpointError, ConfigError
+from herdling.kernels import cpu
 from herdling.model import weights
 from herdling.model.sites import sites
-from herdling.quant.formats import quantize
-from herdling.quant.modules import QuantExperts, QuantLinear
+from herdling.quant import elements
+from herdling.quant.formats import Format, quantize
+from herdling.quant.modules import Matrix, QuantExperts, QuantLinear
 from herdling.quant.schemes import scheme
 from herdling.quant.swap import matrix_of, swap
 
@@ -35,6 +37,25 @@ def make_folder(make_model, tmp_path_factory):
         return folder, model
 
     return make
+
+
+@pytest.mark.skipif(not cpu.available(), reason="no native kernels on this machine")
+def test_ternary_experts_keep_their_kernel_in_a_folder(make_folder):
+    folder, model = make_folder("ternary")
+    again, _ = open_model(folder)
+    with torch.no_grad():
+        assert torch.equal(again(IDS), model(IDS))
+        for module in again.modules():
+            if isinstance(module, QuantExperts):
+                assert module.packed(torch.zeros(1, module.gate_up_proj.inputs)) is not None
+
+
+@pytest.mark.skipif(not cpu.available(), reason="no native kernels on this machine")
+def test_two_bits_with_a_fourth_number_have_no_ternary_kernel():
+    form = Format("int2", elements.integers(2), divisor=1.5)
+    weight = torch.tensor([[-2.0, 1.0, 0.0, 1.0] * 8] * 16)
+    assert Matrix.of(weight, form).kernel is None
+    assert Matrix.of(weight.clamp(min=-1), replace(form, divisor=1.0)).kernel is not None
 
 
 def plain_activations(model):
@@ -215,6 +236,11 @@ REFUSED = {
         lambda q, g: q["ignore"].remove("lm_head"),
     "is quantized in another way than": lambda q, g: q["ignore"].append(
         "model.layers.1.feed_forward.experts.2.up_proj"),
+    "ignore is 7; it must be a list of names": lambda q, g: q.update(ignore=7),
+    r"targets is \['Linear', 1\]; it must be": lambda q, g: g.update(targets=["Linear", 1]),
+    "num_bits is 'four'; it must be": lambda q, g: g["weights"].update(num_bits="four"),
+    "group_size is '32'; it must be": lambda q, g: g["weights"].update(group_size="32"),
+    "with groups of 0; they must be": lambda q, g: g["weights"].update(group_size=0),
     "q_proj.weight_packed is unexpected": lambda q, g: q["ignore"].append("re:.*q_proj"),
 }  # fmt: skip
 
