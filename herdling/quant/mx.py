@@ -23,18 +23,9 @@ E8M0 = torch.float8_e8m0fnu
 def scales(most: Tensor, element: Floats | Integers, mode: Mode) -> Tensor:
     """most (..) float32, not negative -> scales (..) of type E8M0."""
     emax, mantissa = (element.emax, element.mantissa) if isinstance(element, Floats) else (0, 6)
-    if mode == "even":
-        # Half a step is added to the bits and lost bits are cut off: a carry goes into the exponent.
-        half = 1 << (22 - mantissa)
-        bits = (most.view(torch.int32) + half) & ~((1 << (23 - mantissa)) - 1)
-        finite = most.isfinite()
-        rounded = torch.where(finite, bits, 0).view(torch.float32)
-        # A carry out of the largest float is 2^128, which frexp cannot take.
-        over = torch.where(rounded.isinf(), 1, 0)
-        part, exponent = torch.frexp(torch.where(rounded.isinf(), most, rounded))
-        exponent = exponent + over
-    else:
-        part, exponent = torch.frexp(most)
+    part, exponent = torch.frexp(most)
+    if mode == "even":  # the last half step below a power of two goes up to it
+        exponent = exponent + (part >= 1 - 2.0 ** -(mantissa + 2))
     exponent = exponent - 1 - emax  # most = 2 * part * 2^(exponent + emax), 1 <= 2 * part < 2
     if mode == "ceil":
         exponent = exponent + (part > 0.5)

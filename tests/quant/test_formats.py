@@ -65,7 +65,7 @@ def reference(block: list[float], name: str, mode: str, rounding: str) -> list[f
 
 
 def families() -> torch.Tensor:
-    """Blocks: normal, far from 1, ties of bf16, and just around powers of two."""
+    """Blocks: normal, far from 1, ties of bf16, just around powers of two, and subnormal."""
     normal = torch.randn(12, 32)
     far = torch.randn(12, 32) * torch.exp2(torch.randint(-100, 100, (12, 1)).float())
     ties = torch.randn(12, 32).bfloat16().float()
@@ -73,7 +73,8 @@ def families() -> torch.Tensor:
     just = torch.nextafter(power, torch.zeros(())) * torch.randn(12, 32).sign()
     edges = torch.zeros(3, 32)
     edges[1, 0], edges[2, :2] = 1e-45, torch.tensor([3.4028234e38, 1.0])
-    return torch.cat([normal, far, ties, power, just, edges])
+    small = torch.randn(12, 32) * torch.exp2(torch.arange(-148.0, -124, 2)[:, None])
+    return torch.cat([normal, far, ties, power, just, edges, small])
 
 
 @pytest.mark.parametrize("rounding", ["even", "away"])
