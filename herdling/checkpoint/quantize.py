@@ -16,14 +16,14 @@ from torch import Tensor
 
 from herdling.checkpoint.folder import Folder
 from herdling.checkpoint.layers import Layers
-from herdling.checkpoint.quantized import Plan, Writing, parts_of
+from herdling.checkpoint.quantized import Plan, Writing, check_stored
 from herdling.checkpoint.save import ShardWriter, save_config
 from herdling.errors import CheckpointError, ConfigError
 from herdling.model import weights
 from herdling.model.llama import Block, build
 from herdling.model.sites import Site, sites
 from herdling.quant.calibrate import Inputs, capture, gptq_fill, smooth
-from herdling.quant.compressed_tensors import check_shape, group_of
+from herdling.quant.compressed_tensors import group_of
 from herdling.quant.formats import Format
 from herdling.quant.modules import Matrix
 from herdling.quant.schemes import Scheme
@@ -139,10 +139,7 @@ def check(
         raise ConfigError(f"{source.path} is quantized already; remedy: take the unquantized model")
     model = build(source.config, dtype, "meta")
     found = chosen(model, scheme, targets)
-    group = group_of(scheme, dtype)
-    for site in found:
-        for part in parts_of(site, weights.shapes(source.config)[site.parameter]):
-            check_shape(group, part.name, part.outputs, part.inputs)
+    check_stored(found, scheme, source.config, dtype)
     if method == "gptq" and scheme.weights.per not in ("row", "group"):
         raise ConfigError(
             f"method gptq needs scales of rows or groups, {scheme.name} has one for each "

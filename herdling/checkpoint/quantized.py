@@ -4,7 +4,7 @@ A linear's matrix is one part. Fused experts, which the model keeps as one matri
 parts an expert (gate, up, down), each under the name that the linear of one expert would have.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -160,6 +160,16 @@ class Plan:
             return Matrix(form, outputs, inputs, E, dtype, device)
         outputs, inputs = shape
         return Matrix(form, outputs, inputs, 0, dtype, device)
+
+
+def check_stored(
+    found: Iterable[Site], scheme: Scheme, config: ModelConfig, dtype: torch.dtype
+) -> None:
+    """Raise ConfigError where a folder cannot hold these sites in this scheme: before any work."""
+    group, shapes = group_of(scheme, dtype), weights.shapes(config)
+    for site in found:
+        for part in parts_of(site, shapes[site.parameter]):
+            check_shape(group, part.name, part.outputs, part.inputs)
 
 
 class Writing:

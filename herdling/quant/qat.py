@@ -30,7 +30,7 @@ from herdling.model.sites import Site, sites
 from herdling.quant import swap
 from herdling.quant.experts import StepwiseExperts
 from herdling.quant.formats import Format, format_of, in_range, round_trip
-from herdling.quant.modules import Matrix, rounded
+from herdling.quant.modules import Matrix, QuantExperts, QuantLinear, rounded
 from herdling.quant.schemes import Scheme
 
 ENDS = Scheme(
@@ -135,6 +135,8 @@ def prepare(
 
 
 def _change(module: nn.Module, path: str, scheme: Scheme) -> None:
+    if isinstance(module, QuantLinear | QuantExperts):
+        raise ConfigError(f"qat: {path} is quantized already; remedy: take the unquantized model")
     if type(module) not in _FAKE:
         raise ConfigError(
             f"qat: {path} is a {type(module).__name__}, not a plain weight; "

@@ -23,6 +23,7 @@ from herdling import config as settings
 from herdling import distributed, lora
 from herdling.checkpoint import Card, save_model
 from herdling.checkpoint.card import NOTICE
+from herdling.checkpoint.quantized import check_stored
 from herdling.checkpoint.save import check_target
 from herdling.inputs.image_processor import ImageProcessor
 from herdling.inputs.tokenizer import Tokenizer
@@ -93,7 +94,9 @@ class Run:
             self._say(swap(self.model, scheme(config.quantize)))
         if config.qat is not None:
             check_target(config.out / "quantized")
-            qat.prepare(self.model, scheme(config.qat), ends=True)
+            kind = scheme(config.qat)
+            found = qat.prepare(self.model, kind, ends=True)
+            check_stored(found, kind, self.model.config, next(self.model.parameters()).dtype)
         if prepare is not None:
             prepare(self.model)
         self.adapted = config.lora is not None or config.adapter is not None

@@ -102,6 +102,23 @@ def test_qat_leaves_floats_to_go_on_and_codes_to_run(base, tmp_path):
     assert lm.generate(["2 + 3"], adapter="own", max_tokens=3)
 
 
+def test_qat_that_no_folder_could_hold_is_told_before_training(base, tmp_path):
+    for name, message in (
+        ("nf4", "no layout for nf4"),
+        ("int4_g128", "groups of 128 do not divide"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            main(tuned(base, tmp_path / name, qat=name))
+        assert not (tmp_path / name / "model").exists()
+        assert not (tmp_path / name / METRICS).exists()
+
+
+def test_qat_of_codes_is_told(base, tmp_path):
+    main(tuned(base, tmp_path / "full", qat="w4a8"))
+    with pytest.raises(ConfigError, match="is quantized already; remedy: take the unquantized"):
+        main(tuned(tmp_path / "full/quantized", tmp_path / "again", qat="w4a8"))
+
+
 def test_settings_that_contradict_are_told(base, tmp_path):
     for fields, message in (
         (dict(quantize="nf4"), "--quantize needs --lora"),
