@@ -39,7 +39,7 @@ def main() -> None:
         for threads in args.threads:
             torch.set_num_threads(threads)
             engine = Engine(model, tokenizer, reuse=False, memory=2**28)
-            native = engine._ready()[1]._native
+            native = engine._ready().runner._native
             native.longest = max(args.lengths)
             found = {}
             for length in args.lengths:

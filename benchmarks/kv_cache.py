@@ -45,7 +45,7 @@ def held_out(lm: LM, name: str, count: int, length: int) -> list[list[int]]:
 
 def held(engine: Engine) -> int:
     """Bytes of the pages in use, and of the open pages."""
-    store = engine._ready()[1].store
+    store = engine._ready().runner.store
     rings = store.tails.nbytes if isinstance(store, QuantStore) else 0
     return engine.stats().pages_used * store.page_bytes + rings
 

@@ -52,7 +52,7 @@ def main() -> None:
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, 256, (args.positions,), generator=generator).tolist()
     engine.add(Request(ids, max_tokens=8))
-    scheduler, _ = engine._ready()
+    scheduler = engine._ready().scheduler
     rows, marks, local_most, done = [], 8, 0, 0
     start = last = time.perf_counter()
     while engine.busy:

@@ -16,63 +16,34 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from herdling import lora
 from herdling.errors import ConfigError, Error
 from herdling.infer.costs import predict
-from herdling.infer.drafts import Drafter, Proposal
+from herdling.infer.drafts import Drafter
 from herdling.infer.guessing import MOST, Guessing
 from herdling.infer.kv_quant import layers_of, open_store
 from herdling.infer.pace import Pace
 from herdling.infer.pages import PAGE, Pages
-from herdling.infer.request import (
-    Alternatives,
-    Completion,
-    Event,
-    PromptToken,
-    Request,
-    Stats,
-    check,
-)
+from herdling.infer.request import Completion, Event, Request, Stats, check
 from herdling.infer.runner import Runner
-from herdling.infer.sampler import choose, log_probs_of, top_of
-from herdling.infer.scheduler import Piece, Scheduler
+from herdling.infer.scheduler import Scheduler
 from herdling.infer.sequence import Sequence as Running
 from herdling.infer.sequence import Speculation
-from herdling.infer.speculative import accept
+from herdling.infer.stepper import Counts, Stepper
 from herdling.inputs.tokenizer import Tokenizer
 from herdling.model.llama import LanguageModel
 
 if TYPE_CHECKING:
     from herdling.infer.grammar import GrammarCompiler
 
-COUNTED = ("prompt", "cached", "new", "steps", "finished", "drafted", "accepted")
 LATENCY = 2**24
 """What the engine does around a step's products, in bytes that they would read in that time: about a
 millisecond. It decides how many tokens are guessed at first, and so the speed alone."""
-SCORED_AT_ONCE = 256
-"""Prompt positions whose logits are in memory at once."""
-
-
-@dataclass
-class _Test:
-    """A guess that is to be tested in a step."""
-
-    piece: Piece
-    guess: Proposal
-    step: slice
-    """The piece's rows in the step."""
-    first: int = 0
-    """Its first row of logits: of the last token before the guess."""
-
-    @property
-    def rows(self) -> int:
-        return len(self.guess.tokens) + 1
 
 
 class Engine:
@@ -143,13 +114,12 @@ class Engine:
         self._compiler: GrammarCompiler | None = None
         self._next = 0
         self._ended: deque[Event] = deque()
-        self._counts = dict.fromkeys(COUNTED, 0)
-        self._load: Tensor | None = None
-        self._open: tuple[Scheduler, Runner] | None = None
+        self._counts = Counts()
+        self._open: Stepper | None = None
         self._weights: list[tuple] = []
 
     # The store is made with the first request: a model may be loaded for its weights alone.
-    def _ready(self) -> tuple[Scheduler, Runner]:
+    def _ready(self) -> Stepper:
         if self._open is None:
             self._weights = self._fingerprint()
             weight = next(self.model.parameters())
@@ -159,7 +129,7 @@ class Engine:
                 size = self._layers.position_bytes(weight.dtype)
                 longest = config.max_position_embeddings + self._step_tokens
                 budget = min(_free(weight.device) // 4, 2 * self._max_running * longest * size)
-            guess = self._costs.longest if self._costs else 0
+            drafter, guess = self._drafter, self._costs.longest if self._costs else 0
             store = open_store(
                 self._kv,
                 config,
@@ -180,7 +150,8 @@ class Engine:
                 guess,
                 self._guessing,
             )
-            self._open = scheduler, Runner(self.model, store)
+            runner = Runner(self.model, store)
+            self._open = Stepper(scheduler, runner, self._counts, drafter, self._guessing)
         return self._open
 
     @property
@@ -201,7 +172,7 @@ class Engine:
         if self._open is None or self.busy or self._fingerprint() == self._weights:
             return
         self.forget()
-        if self._open[1].store.dtype != next(self.model.parameters()).dtype:
+        if self._open.runner.store.dtype != next(self.model.parameters()).dtype:
             self._open = None
         else:
             self._weights = self._fingerprint()
@@ -213,7 +184,7 @@ class Engine:
         if request.grammar is not None:
             self._grammars.check(request.grammar)
         longest = self.model.config.text.max_position_embeddings
-        self._ready()[0].check(min(len(request.ids) + request.max_tokens, longest))
+        self._ready().scheduler.check(min(len(request.ids) + request.max_tokens, longest))
 
     def add(self, request: Request) -> int:
         """Put a request into the queue; returns the index that its events will carry.
@@ -222,10 +193,10 @@ class Engine:
         """
         self._notice_new_weights()
         self.check(request)
-        scheduler, runner = self._ready()
+        scheduler = self._ready().scheduler
         index, self._next = self._next, self._next + 1
         sequence = Running(
-            index, request, self.model.config, self.tokenizer, runner.store, scheduler.pages
+            index, request, self.model.config, self.tokenizer, scheduler.store, scheduler.pages
         )
         if request.grammar is not None:
             sequence.matcher = self._grammars.matcher(request.grammar, request.stop_ids)
@@ -236,15 +207,15 @@ class Engine:
 
     def cancel(self, index: int) -> None:
         """End a request; its last event comes with the next step. Ended ones are left alone."""
-        sequence = self._open and self._open[0].remove(index)
+        sequence = self._open and self._open.scheduler.remove(index)
         if sequence:
-            self._counts["finished"] += 1
+            self._counts.finished += 1
             self._ended.append(sequence.end("cancelled"))
 
     @property
     def busy(self) -> bool:
         """Whether another step would bring anything."""
-        scheduler = self._open and self._open[0]
+        scheduler = self._open and self._open.scheduler
         return bool(self._ended or (scheduler and (scheduler.running or scheduler.waiting)))
 
     @torch.inference_mode()
@@ -252,227 +223,30 @@ class Engine:
         """Compute one step; returns what it brought, in the order of the requests' rank."""
         events = list(self._ended)
         self._ended.clear()
-        scheduler, runner = self._ready()
+        stepper = self._ready()
         begun = time.perf_counter()
-        pieces = scheduler.plan()
+        pieces = stepper.scheduler.plan()
         if not pieces:
             return events
         tokens = sum(len(piece.tokens) for piece in pieces)
         guessed = 0.0
         with self._pace(tokens) if self._pace else nullcontext():
-            guessed = self._guess(pieces)
-            events += self._compute(pieces, runner)
+            guessed = stepper.guess(pieces)
+            events += stepper.compute(pieces)
         if self._guessing:
             count = sum(len(piece.guess.tokens) for piece in pieces if piece.guess)
             self._guessing.note(tokens + count, count, time.perf_counter() - begun - guessed)
         return events
 
-    def _compute(self, pieces: Sequence[Piece], runner: Runner) -> list[Event]:
-        """Run the pieces, and sample where a sequence's tokens are all computed."""
-        hidden, routes = runner.run(pieces)
-        self._count(pieces, routes)
-        ready: list[tuple[Piece, slice]] = []
-        offset = 0
-        for piece in pieces:
-            rows = slice(offset, offset := offset + len(piece.tokens))
-            sequence = piece.sequence
-            if sequence.request.prompt_logprobs is not None and piece.start < sequence.prompt:
-                self._score(piece, hidden[rows])
-            if piece.last:
-                ready.append((piece, rows))
-            else:
-                self._note_experts(piece, piece.end, rows, routes)
-                sequence.memory.advance(piece.end, self._reuse)
-        rows = sum(len(piece.guess.tokens) + 1 if piece.guess else 1 for piece, _ in ready)
-        with runner.choosing(rows):
-            return self._sample(ready, hidden, routes)
-
-    def _guess(self, pieces: Sequence[Piece]) -> float:
-        """Let the drafter guess on where a piece has all tokens there are; the seconds that it took."""
-        asked = [
-            (piece, speculation, piece.guessing)
-            for piece in pieces
-            if piece.guessing and (speculation := piece.sequence.speculation)
-        ]
-        if not self._drafter or not asked:
-            return 0.0
-        begun = time.perf_counter()
-        proposals = self._drafter.propose(
-            [(own.draft, count, piece.sequence.sampler) for piece, own, count in asked]
-        )
-        took = time.perf_counter() - begun
-        # A draft that must first catch up takes longer, which says nothing about its guesses.
-        if self._guessing and all(own.current for _, own, _ in asked):
-            self._guessing.guesses.note(sum(count for _, _, count in asked) - 1, took)
-        for (piece, _, _), proposal in zip(asked, proposals, strict=True):
-            piece.add(proposal)
-        return took
-
-    def _note_experts(self, piece: Piece, end: int, rows: slice, routes: Tensor | None) -> None:
-        """Note the experts of the piece's positions below `end`, where they are wanted."""
-        if piece.sequence.request.want_experts and routes is not None:
-            mine = routes[:, rows.start : rows.start + end - piece.start]
-            piece.sequence.memory.routes.append(mine.transpose(0, 1).to(torch.int16).cpu())
-
-    def _sample(
-        self, ready: Sequence[tuple[Piece, slice]], hidden: Tensor, routes: Tensor | None
-    ) -> list[Event]:
-        """The next tokens of every sequence whose tokens are all computed."""
-        events: list[Event] = []
-        plain: list[tuple[Running, int]] = []
-        tests: list[_Test] = []
-        for piece, rows in ready:
-            sequence = piece.sequence
-            if piece.guess is None:
-                self._note_experts(piece, piece.end, rows, routes)
-                sequence.memory.advance(piece.end, self._reuse)
-            if sequence.room == 0:
-                events.append(self._retire(sequence, sequence.end("length")))
-            elif piece.guess is not None:
-                tests.append(_Test(piece, piece.guess, rows))
-            elif (problem := sequence.prepare()) is not None:
-                failed = Event(sequence.index, None, 0.0, "", error=problem)
-                events.append(self._retire(sequence, failed))
-            else:
-                plain.append((sequence, rows.stop - 1))
-        # One product with the head for all: the plain ones first, then each test's rows.
-        places = [row for _, row in plain]
-        names = [sequence.request.adapter for sequence, _ in plain]
-        for test in tests:
-            test.first = len(places)
-            places += range(test.step.stop - test.rows, test.step.stop)
-            names += [test.piece.sequence.request.adapter] * test.rows
-        if not places:
-            return events
-        logits = self._ready()[1].logits(hidden[places], names)
-        if plain:
-            mine = logits[: len(plain)]
-            masks = None
-            if any(sequence.matcher for sequence, _ in plain):
-                masks = [sequence.matcher and sequence.matcher.apply for sequence, _ in plain]
-            tokens, logprobs = choose(mine, [sequence.sampler for sequence, _ in plain], masks)
-            wanted = [sequence.request.top_logprobs for sequence, _ in plain]
-            tops = top_of(mine, wanted) if any(wanted) else [[]] * len(plain)
-            for i, (sequence, _) in enumerate(plain):
-                events += self._take(sequence, None, [(tokens[i], logprobs[i], tops[i])])
-        if tests:
-            events += self._verify(tests, logits, routes)
-        return events
-
-    def _verify(
-        self, tests: Sequence["_Test"], logits: Tensor, routes: Tensor | None
-    ) -> list[Event]:
-        """Keep what the model agrees with of each guess, and one token of its own."""
-        events: list[Event] = []
-        passed: list[tuple[_Test, list[int]]] = []
-        kept: list[int] = []
-        likeliest = logits.argmax(-1).tolist()
-        for test in tests:
-            sequence, rows = test.piece.sequence, slice(test.first, test.first + test.rows)
-            try:
-                masks = sequence.matcher and sequence.matcher.along(test.guess.tokens)
-                tokens = accept(
-                    logits[rows], test.guess.tokens, test.guess.q, sequence.sampler, masks,
-                    likeliest[rows],
-                )  # fmt: skip
-            except Error as problem:
-                failed = Event(sequence.index, None, 0.0, "", error=problem)
-                events.append(self._retire(sequence, failed))
-            else:
-                passed.append((test, tokens))
-                kept += range(test.first, test.first + len(tokens))
-        if not passed:
-            return events
-        own = logits[kept]
-        chosen = torch.tensor([token for _, tokens in passed for token in tokens])
-        logprobs = own.log_softmax(-1).gather(1, chosen[:, None].to(own.device))[:, 0].tolist()
-        wanted = [test.piece.sequence.request.top_logprobs for test, tokens in passed for _ in tokens]  # fmt: skip
-        tops = top_of(own, wanted) if any(wanted) else [[]] * len(wanted)
-        first = 0
-        for test, tokens in passed:
-            piece = test.piece
-            end = piece.end - test.rows + len(tokens)
-            self._note_experts(piece, end, test.step, routes)
-            self._counts["drafted"] += len(test.guess.tokens)
-            self._counts["accepted"] += len(tokens) - 1
-            mine = slice(first, first := first + len(tokens))
-            new = list(zip(tokens, logprobs[mine], tops[mine], strict=True))
-            brought = self._take(piece.sequence, test.guess, new)
-            if brought[-1].completion is None and brought[-1].error is None:
-                piece.sequence.memory.advance(end, self._reuse)
-            events += brought
-        return events
-
-    def _take(
-        self,
-        sequence: Running,
-        guess: Proposal | None,
-        new: Sequence[tuple[int, float, Alternatives]],
-    ) -> list[Event]:
-        """Add tokens to a reply until it ends."""
-        events = []
-        for i, (token, logprob, top) in enumerate(new):
-            try:
-                complete = sequence.accept(token)
-                event = sequence.take(token, logprob, top, complete, len(new) - i)
-            except Error as problem:
-                event = Event(sequence.index, None, 0.0, "", error=problem)
-            self._counts["new"] += 1
-            events.append(event)
-            if event.completion is not None or event.error is not None:
-                self._retire(sequence, event)
-                return events
-        if sequence.speculation:
-            sequence.speculation.commit(guess, [token for token, _, _ in new])
-        return events
-
-    def _retire(self, sequence: Running, event: Event) -> Event:
-        self._ready()[0].retire(sequence)
-        self._counts["finished"] += 1
-        return event
-
-    def _score(self, piece: Piece, hidden: Tensor) -> None:
-        """Log-probs of the prompt tokens that follow the piece's positions."""
-        sequence, runner = piece.sequence, self._ready()[1]
-        first, end = max(piece.start, len(sequence.prompt_tokens) - 1), sequence.prompt - 1
-        top = sequence.request.prompt_logprobs or 0
-        for a in range(first, min(piece.end, end), SCORED_AT_ONCE):
-            b = min(a + SCORED_AT_ONCE, piece.end, end)
-            part = hidden[a - piece.start : b - piece.start]
-            logits = runner.logits(part, [sequence.request.adapter])
-            targets = torch.tensor(sequence.ids[a + 1 : b + 1])
-            own, ids, values = log_probs_of(logits, targets, top)
-            for i, token in enumerate(targets.tolist()):
-                best = list(zip(ids[i].tolist(), values[i].tolist(), strict=True))
-                sequence.prompt_tokens.append(PromptToken(token, own[i].item(), best))
-
-    def _count(self, pieces: Sequence[Piece], routes: Tensor | None) -> None:
-        counts = self._counts
-        counts["steps"] += 1
-        for piece in pieces:
-            sequence = piece.sequence
-            if (
-                not sequence.counted
-            ):  # one that was put back begins again, and its prompt is no new one
-                sequence.counted = True
-                counts["cached"] += sequence.cached
-                counts["prompt"] += sequence.prompt
-        if routes is not None:
-            if self._load is None:
-                experts = self.model.config.text.num_local_experts
-                self._load = torch.zeros(len(routes), experts, dtype=torch.int64)
-            flat = routes.flatten(1).cpu()
-            self._load.scatter_add_(1, flat, torch.ones_like(flat))
-
     def forget(self) -> None:
         """Drop what is kept for reuse. Changes of the weights are noticed when the engine is idle,
         unless they go through `.data`, which torch does not count: then call this."""
         if self._open:
-            self._open[0].pages.forget()
+            self._open.scheduler.pages.forget()
 
     def stats(self) -> Stats:
         """Where the engine stands, and its counts since it was made."""
-        scheduler, runner = self._ready()
+        scheduler = self._ready().scheduler
         pages, counts = scheduler.pages, self._counts
         return Stats(
             running=len(scheduler.running),
@@ -480,16 +254,16 @@ class Engine:
             pages=pages.count,
             pages_used=pages.count - pages.available,
             pages_cached=pages.cached,
-            page_bytes=runner.store.page_bytes,
-            prompt_tokens=counts["prompt"],
-            cached_tokens=counts["cached"],
-            new_tokens=counts["new"],
-            steps=counts["steps"],
+            page_bytes=scheduler.store.page_bytes,
+            prompt_tokens=counts.prompt,
+            cached_tokens=counts.cached,
+            new_tokens=counts.new,
+            steps=counts.steps,
             preemptions=scheduler.preemptions,
-            finished=counts["finished"],
-            drafted=counts["drafted"],
-            accepted=counts["accepted"],
-            expert_load=[] if self._load is None else self._load.tolist(),
+            finished=counts.finished,
+            drafted=counts.drafted,
+            accepted=counts.accepted,
+            expert_load=[] if counts.load is None else counts.load.tolist(),
         )
 
     def run(self, requests: Sequence[Request]) -> list[Completion]:

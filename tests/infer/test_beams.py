@@ -88,7 +88,7 @@ def test_a_beam_computes_what_is_new_and_not_the_prompt(text_lm):
     text_lm.beams(ids, 3, max_tokens=8, stop_ids=())
     after = engine.stats()
     read = after.prompt_tokens - before.prompt_tokens - (after.cached_tokens - before.cached_tokens)
-    assert read < len(ids) + 22 * 3 * engine._ready()[1].store.layers.global_tokens
+    assert read < len(ids) + 22 * 3 * engine._ready().runner.store.layers.global_tokens
 
 
 def test_what_beams_cannot_do_is_refused(text_lm):

@@ -93,7 +93,7 @@ def test_batched_with_other_lengths(lm):
 def test_batched_at_equal_lengths_needs_no_mask(lm, monkeypatch):
     requests = [prompt(lm, 11, seed) for seed in range(4)]
     masks = []
-    monkeypatch.setattr(lm.engine._ready()[1]._native, "fits", False)  # attention is torch's
+    monkeypatch.setattr(lm.engine._ready().runner._native, "fits", False)  # attention is torch's
     attend = runner.attend_last
     monkeypatch.setattr(
         runner, "attend_last", lambda q, k, v, seen: masks.append(seen) or attend(q, k, v, seen)

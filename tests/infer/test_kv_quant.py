@@ -378,7 +378,7 @@ def test_any_schedule(
     for index, choice in which.items():
         assert events[index][-1].completion.ids == replies[kv][choice]
     assert engine.stats().pages_used == 0
-    store = engine._ready()[1].store
+    store = engine._ready().runner.store
     assert isinstance(store, QuantStore)
     assert sorted(store.tails._free) == list(range(max_running))
 

@@ -157,7 +157,7 @@ def scripted(lm, monkeypatch, ids: list[int]) -> None:
     """Let the model say exactly `ids`."""
     steps = iter(ids)
     monkeypatch.setattr(
-        "herdling.infer.engine.choose", lambda logits, samplers, masks: ([next(steps)], [-0.5])
+        "herdling.infer.stepper.choose", lambda logits, samplers, masks: ([next(steps)], [-0.5])
     )
 
 

@@ -5,7 +5,7 @@
 
 The name of a library is a hash of everything that could change it: sources, compiler, flags and
 processor, so a home folder shared between machines holds one for each. Several processes may ask at
-once: one compiles, the others wait, and a reader never sees half a file. Left out: shipping binaries.
+once: one compiles, the others wait, a reader never sees half a file, and a damaged one is made again. Left out: shipping binaries.
 """
 
 import fcntl
@@ -55,13 +55,33 @@ def compiled(variant: str) -> Path:
         raise BuildError(f"unknown variant {variant!r}; known here: {', '.join(VARIANTS)}")
     command = [*compiler(), *FLAGS, *VARIANTS[variant]]
     library = cache_folder() / f"{_fingerprint(command)}-{variant}.so"
-    if library.exists():
+    note = library.with_suffix(".lock")
+    if _whole(library, note):
         return library
-    with open(library.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the system lets go of it when a process dies
-        if not library.exists():
-            _compile(command, library)
+    try:
+        with open(note, "a") as lock:  # not "w": another process may have noted its library by now
+            fcntl.flock(lock, fcntl.LOCK_EX)  # the system lets go of it when a process dies
+            if not _whole(library, note):
+                _compile(command, library)
+                lock.truncate(0)
+                lock.write(_digest(library))
+    except OSError as error:
+        raise BuildError(
+            f"{library.parent}: {error}; set XDG_CACHE_HOME to a folder of yours"
+        ) from None
     return library
+
+
+def _whole(library: Path, note: Path) -> bool:
+    """Whether the library is what was compiled: loading half a file ends the process."""
+    try:
+        return note.read_text() == _digest(library)
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _digest(library: Path) -> str:
+    return hashlib.sha256(library.read_bytes()).hexdigest()
 
 
 def cache_folder() -> Path:
@@ -112,9 +132,9 @@ def _compile(command: list[str], library: Path) -> None:
         except (OSError, subprocess.TimeoutExpired) as error:
             raise BuildError(f"{command[0]}: {error}") from None
         if run.returncode:
-            said = [line for line in run.stderr.splitlines() if "error" in line] or [
-                run.stderr[:200]
-            ]
-            raise BuildError(f"{command[0]} failed: {said[0]}")
+            said = [line for line in run.stderr.splitlines() if line.strip()]
+            said.sort(key=lambda line: "error" not in line)
+            why = said[0][:200] if said else "it does not say why"
+            raise BuildError(f"{command[0]} failed (exit status {run.returncode}): {why}")
         out.chmod(0o700)
         os.replace(out, library)

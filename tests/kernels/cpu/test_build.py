@@ -77,6 +77,33 @@ def test_a_cache_that_others_can_write_is_refused(cache, fake_compiler):
         build.compiled("plain")
 
 
+@pytest.mark.parametrize("left", [b"", b"libr", b"another"])
+def test_a_damaged_library_is_compiled_again(left, cache, fake_compiler):
+    made = build.compiled("plain")
+    whole = made.read_bytes()
+    made.write_bytes(left)
+    assert build.compiled("plain") == made
+    assert made.read_bytes() == whole
+    assert fake_compiler.read_text().count("call") == 2
+
+
+def test_a_compiler_that_fails_without_a_word_is_told_by_its_status(cache, tmp_path, monkeypatch):
+    script = tmp_path / "mute"
+    script.write_text('#!/bin/sh\n[ "$1" = --version ] && exit 0\nexit 7\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("CXX", str(script))
+    with pytest.raises(
+        build.BuildError, match=r"mute failed \(exit status 7\): it does not say why"
+    ):
+        build.compiled("plain")
+
+
+def test_a_cache_that_cannot_be_written_names_the_remedy(cache, fake_compiler, tmp_path):
+    (tmp_path / "herdling").write_text("a file where the folder should be")
+    with pytest.raises(build.BuildError, match="XDG_CACHE_HOME"):
+        build.compiled("plain")
+
+
 @pytest.mark.usefixtures("_fresh")
 @pytest.mark.parametrize("broken", ["no-such-compiler", "false", "g++ 'unclosed"])
 def test_no_compiler_is_one_note_and_the_torch_path(broken, cache, monkeypatch, caplog):
