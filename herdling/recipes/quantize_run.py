@@ -40,7 +40,11 @@ def run(config: Config) -> None:
         raise ConfigError(f"shard_bytes is {config.shard_bytes}; it must be at least 1")
     check_target(config.out, None if on_hub(config.path) else config.path)
     source = Folder.open(config.path)
-    targets = tuple(t.strip() for t in config.targets.split(",") if t.strip())
+    targets = tuple(t.strip() for t in config.targets.split(",")) if config.targets else ()
+    if not all(targets):
+        raise ConfigError(
+            f"targets {config.targets!r} has an empty name; remedy: --targets attention,experts"
+        )
     dtype = parse_dtype(config.dtype)
     check(source, found, targets, dtype or source.dtype, config.method)
     ids = _tokens(config, source)
