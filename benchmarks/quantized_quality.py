@@ -1,4 +1,5 @@
-"""What each format costs in accuracy on a trained model: bits per byte on held-out text, tasks, size.
+"""What each format costs in accuracy on a trained model: KL to it on replies of held-out chats, bits per byte
+on text, tasks, size.
 
     python benchmarks/quantized_quality.py runs/demo/model --out quality.jsonl
     python benchmarks/quantized_quality.py runs/demo/model --methods --out methods.jsonl
@@ -16,6 +17,7 @@ import time
 from pathlib import Path
 
 import torch
+from torch.nn.functional import kl_div
 
 from herdling.checkpoint import Folder
 from herdling.checkpoint.quantize import quantize_folder
@@ -34,12 +36,29 @@ from herdling.tasks.registry import IMAGE_TASKS, create
 
 FORMATS = (None, "int8", "w8a8", "fp8", "mxfp8", "mxint8", "mxfp6", "int4", "w4a8", "nf4", "mxfp4",
            "int3_g32", "int2_g32", "ternary", "meta-fp8")  # fmt: skip
+CHATS = 200  # of each text task, for the KL
 TASKS = ("count_shapes", "shape_colour", "languages", "cldr_names")
 
 
 def bytes_in_bfloat16(lm) -> int:
     rows = rows_of(lm.model)
     return sum(row.parameters * 2 if row.format == "float32" else row.nbytes for row in rows)
+
+
+@torch.inference_mode()
+def predictions(lm, examples) -> list[torch.Tensor]:
+    """Log-probs (S, V) of the tokens that each chat wants predicted, the replies'."""
+    return [
+        lm.logits([e.tokens])[0, :-1].log_softmax(-1)[torch.tensor(e.loss_mask[1:])]
+        for e in examples
+    ]
+
+
+def divergence(original: list[torch.Tensor], lm, examples) -> float:
+    """KL of the quantized model from the original, nats a token."""
+    pairs = zip(original, predictions(lm, examples), strict=True)
+    found = [kl_div(q, p, log_target=True, reduction="none").sum(-1) for p, q in pairs]
+    return torch.cat(found).mean().item()
 
 
 def measure(lm, examples, items: int) -> dict:
@@ -73,6 +92,14 @@ def main() -> None:
         for i in range(min(args.texts, source.size or args.texts))
     ]
 
+    asked = ",".join(t for t in TASKS if t not in IMAGE_TASKS)
+    chats = [
+        source.example(i)
+        for source, _ in open_sources(asked, opening, makers())
+        for i in range(CHATS)
+    ]
+    original = predictions(plain, chats)
+
     def tell(**row) -> None:
         print(json.dumps(row), flush=True)
         with open(args.out, "a") as file:
@@ -83,6 +110,7 @@ def main() -> None:
             lm = load(args.model, quantize=name)
             tell(format=name or "float32", bytes=bytes_in_bfloat16(lm),
                  share=Report(rows_of(lm.model)).share if name else 0,
+                 chat_kl=divergence(original, lm, chats),
                  **measure(lm, examples, args.items))  # fmt: skip
         return
     source = Folder.open(args.model)
