@@ -60,8 +60,19 @@ def check_folder(path: Path, setting: str) -> None:
 
 def _check_parents(path: Path, setting: str) -> None:
     for parent in path.parents:
-        if parent.is_file():
+        if parent.is_dir():
+            break
+        if parent.exists():
             raise ConfigError(f"{setting} is {str(path)!r}, but {parent} is a file")
+    else:
+        return
+    try:
+        tempfile.TemporaryFile(dir=parent).close()  # permissions alone do not tell
+    except OSError as problem:
+        raise ConfigError(
+            f"{setting} is {str(path)!r}, but nothing can be written in {parent} ({problem.strerror}); "
+            "remedy: another place"
+        ) from None
 
 
 @contextmanager

@@ -82,3 +82,13 @@ def test_places_where_nothing_can_be_written_are_told_before_the_work(tmp_path: 
     for check in (check_file, check_folder):
         with pytest.raises(ConfigError, match=r"below', but .*file is a file"):
             check(file / "below", "out")
+
+
+@pytest.mark.parametrize("check", [check_file, check_folder])
+def test_a_place_that_takes_no_files_is_told_before_the_work(check, tmp_path, monkeypatch) -> None:
+    def refuse(dir: Path) -> None:
+        raise PermissionError(13, f"Permission denied: {dir}")
+
+    monkeypatch.setattr("herdling.files.tempfile.TemporaryFile", refuse)
+    with pytest.raises(ConfigError, match=r"nothing can be written in .* .Permission denied"):
+        check(tmp_path / "new" / "deep", "out")

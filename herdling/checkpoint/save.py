@@ -15,7 +15,7 @@ from herdling.checkpoint.folder import INDEX, SINGLE
 from herdling.checkpoint.quantized import is_quantized, write_model
 from herdling.checkpoint.source import WANTED
 from herdling.errors import CheckpointError, ConfigError
-from herdling.files import atomic_folder, write_json
+from herdling.files import atomic_folder, check_folder, write_json
 from herdling.inputs import chat
 from herdling.inputs.image_processor import ImageProcessor
 from herdling.inputs.tokenizer import Tokenizer
@@ -142,11 +142,10 @@ def check_target(folder: Path | str, source: Path | str | None = None) -> None:
     not over `source` (what is being read) or a folder around it, nor over the working folder.
     """
     folder = Path(folder)
+    check_folder(folder, "folder")
     if not folder.exists():
         return
     remedy = "remedy: a new or an empty folder"
-    if not folder.is_dir():
-        raise ConfigError(f"{folder} is a file, where a folder is to be written; {remedy}")
     if _holds(folder, Path.cwd()):
         raise ConfigError(f"{folder} is or holds the working folder; {remedy}")
     if source is not None and _holds(folder, Path(source)):

@@ -15,7 +15,7 @@ from herdling.checkpoint.source import on_hub
 from herdling.errors import CheckpointError, ConfigError
 from herdling.export.gguf import limits, text, vision, writing
 from herdling.export.gguf.adapter import adapter
-from herdling.files import atomic_folder, read_json
+from herdling.files import atomic_folder, check_file, read_json
 from herdling.lora import peft_folder
 from herdling.model import weights
 from herdling.recipes.export import Config
@@ -90,6 +90,7 @@ def _to_gguf(config: Config) -> None:
     out = config.out
     if out.suffix != ".gguf" or out.is_dir():
         raise ConfigError(f"{out} is no name of a GGUF file; remedy: {out.with_suffix('.gguf')}")
+    check_file(out, "out")
     if (Path(config.path) / peft_folder.CONFIG).is_file():
         return _adapter_to_gguf(config)
     source = Folder.open(config.path)
