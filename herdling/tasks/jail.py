@@ -34,8 +34,12 @@ MODULES = frozenset((
     "string", "struct", "textwrap", "time", "types", "typing", "unicodedata", "uuid", "zlib",
 ))  # fmt: skip
 """What the code may import. They hold nothing back: the kernel does."""
-_LATER = {"datetime": ("_strptime",), "collections": ("collections.abc",)}
-"""Modules that others import when they are first used, which is too late."""
+_LATER = {
+    "collections": ("collections.abc",), "most_common": ("heapq",), "mode": ("heapq",), "strptime": ("_strptime",),
+    "singledispatch": ("types", "typing", "weakref"), "uuid3": ("hashlib",), "uuid5": ("hashlib",),
+    "get_docstring": ("inspect",), "\\N{": ("unicodedata",),
+}  # fmt: skip
+"""Words, and the modules that Python imports when they are first used, which is too late."""
 
 # Numbers of the system calls that remain: memory, clocks, locks, the pipes, and the end.
 _CALLS = {
@@ -122,7 +126,7 @@ def _filter() -> bytes:
 
 
 def plain(value: Any, depth: int = 0) -> Any:
-    """What JSON can hold of a value: tuples are lists, sets are sorted lists."""
+    """What JSON can hold of a value: tuples are lists, sets and the pairs of a dict are sorted lists."""
     if depth > 50:
         raise ValueError("a value is nested more than 50 deep")
     if value is None or type(value) in (bool, int, float, str):
@@ -132,7 +136,8 @@ def plain(value: Any, depth: int = 0) -> Any:
     if isinstance(value, set | frozenset):
         return sorted((plain(item, depth + 1) for item in value), key=json.dumps)
     if isinstance(value, dict):
-        return {"": [[plain(k, depth + 1), plain(v, depth + 1)] for k, v in value.items()]}
+        pairs = [[plain(k, depth + 1), plain(v, depth + 1)] for k, v in value.items()]
+        return {"": sorted(pairs, key=lambda pair: json.dumps(pair[0]))}
     raise ValueError(f"a value of type {type(value).__name__}")
 
 
@@ -148,7 +153,7 @@ def main() -> None:
     limit(resource.RLIMIT_AS, request["memory"])
     limit(resource.RLIMIT_FSIZE, 0)
     limit(resource.RLIMIT_CORE, 0)
-    _import(request["code"])
+    _import("\n".join((request["code"], *request["calls"])))
     try:
         confine()
     except (OSError, ValueError) as problem:
@@ -170,15 +175,19 @@ def main() -> None:
 
 
 def _import(code: str) -> None:
-    """Load the allowed modules that `code` names; what is not found is told when the code asks for it."""
+    """Load the allowed modules that `code` names, and what its words import when they are used.
+
+    What is not found is told when the code asks for it.
+    """
     named = " ".join(re.findall(r"\b(?:import|from)\b([^\n;]*)", code))
-    for name in sorted(set(re.findall(r"[a-z_]+(?:\.[a-z_]+)*", named))):
-        for module in (name, *_LATER.get(name, ())):
-            if name.partition(".")[0] in MODULES:
-                try:  # noqa: SIM105 (contextlib is not among the imports)
-                    __import__(module)
-                except ImportError:
-                    pass
+    asked = set(re.findall(r"[a-z_]+(?:\.[a-z_]+)*", named))
+    wanted = [name for name in sorted(asked) if name.partition(".")[0] in MODULES]
+    wanted += [module for word, modules in _LATER.items() if word in code for module in modules]
+    for module in wanted:
+        try:  # noqa: SIM105 (contextlib is not among the imports)
+            __import__(module)
+        except ImportError:
+            pass
 
 
 if __name__ == "__main__":

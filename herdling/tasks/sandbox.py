@@ -63,7 +63,7 @@ class Outcome:
 
     values: list[Any] = field(default_factory=list)
     """Of the calls, in order, as JSON has them (tuples are lists, sets sorted lists, a dict is
-    {"": [[key, value], ...]}); fewer than the calls if there is an error."""
+    {"": [[key, value], ...]}, sorted); fewer than the calls if there is an error."""
     printed: str = ""
     error: str = ""
     """Empty, the exception as `Name: message`, or what stopped the code: `timeout`, `too much output`,
@@ -151,8 +151,10 @@ def _talk(process: subprocess.Popen[bytes], request: bytes, limits: Limits) -> t
         selector.register(process.stdout, selectors.EVENT_READ)
         selector.register(process.stdin, selectors.EVENT_WRITE)
         while True:
-            ready = selector.select(max(0.0, deadline - time.monotonic()))
-            if not ready:
+            remaining = deadline - time.monotonic()
+            # The clock is asked as well: whoever prints without end is always ready.
+            ready = selector.select(max(0.0, remaining))
+            if not ready or remaining <= 0:
                 return bytes(written), "timeout"
             for key, _ in ready:
                 if key.fileobj is process.stdin:

@@ -70,6 +70,32 @@ def test_modules_that_compute_are_there() -> None:
 
 
 @pytest.mark.parametrize(
+    ("code", "call", "value"),
+    [
+        ("from collections import Counter", "Counter('banana').most_common(1)", [["a", 3]]),
+        ("from collections import Counter\nc = Counter('aab')", "c.most_common(1)", [["a", 2]]),
+        ("from statistics import mode", "mode([1, 1, 2])", 1),
+        ("import time", "time.strptime('2020-02-29', '%Y-%m-%d').tm_mday", 29),
+        ("from functools import singledispatch\n@singledispatch\ndef f(x): return 0\n@f.register\ndef _(x: int): return 1", "f(7)", 1),
+        ("import functools\nf = functools.singledispatch(lambda x: 0)\nf.register(int, lambda x: 1)", "f(7)", 1),
+        ("import uuid", "str(uuid.uuid5(uuid.NAMESPACE_DNS, 'a.org'))[:3]", "d47"),
+        ("import ast", "ast.get_docstring(ast.parse('\"hm\"'))", "hm"),
+        ("x = '\\N{BULLET}'", "x", "\u2022"),
+    ],
+)  # fmt: skip
+def test_what_modules_import_when_they_are_used(code: str, call: str, value: object) -> None:
+    outcome = run(code, [call])
+    assert (outcome.values, outcome.error) == ([value], "")
+
+
+def test_dictionaries_and_sets_have_one_order() -> None:
+    calls = ["{'b': 1, 'a': {2: 0, 1: 0}}", "{'a': {1: 0, 2: 0}, 'b': 1}", "{'b', 'a'}"]
+    first, second, letters = run("", calls).values
+    assert first == second == {"": [["a", {"": [[1, 0], [2, 0]]}], ["b", 1]]}
+    assert letters == ["a", "b"]
+
+
+@pytest.mark.parametrize(
     ("code", "call", "error"),
     [
         ("x = 1 +", "1", "SyntaxError: invalid syntax"),
@@ -124,6 +150,13 @@ def test_output_is_bounded(code: str) -> None:
     outcome = run(code, ["1"], Limits(output=5000))
     assert outcome.error == "too much output"
     assert len(outcome.printed) <= 5000
+
+
+def test_printing_buys_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "_CHUNK", 1)  # so there is always something left to read
+    flood = "import os\nwhile True: os.write(1, b'a' * 4096)"
+    outcome = run(flood, ["1"], Limits(seconds=0.3, output=2**18))
+    assert (outcome.values, outcome.error) == ([], "timeout")
 
 
 def test_memory_is_bounded() -> None:
