@@ -61,6 +61,7 @@ _CALLS = {
     }),
 }  # fmt: skip
 _NO_NEW_PRIVS, _SET_SECCOMP, _FILTER = 38, 22, 2
+_SET_DUMPABLE = 4
 _CAPABILITIES = 0x20080522  # capset(2), version 3: three sets of 64 bits
 _KILL, _REFUSE, _ALLOW = 0x80000000, 0x00050001, 0x7FFF0000  # refuse with EPERM
 _NAMESPACES = 0x10000000 | 0x40000000 | 0x08000000  # user, network, System V IPC
@@ -94,6 +95,7 @@ def confine() -> None:
     # memory with madvise, lock it with mmap) goes with root's capabilities.
     if libc.capset(struct.pack("Ii", _CAPABILITIES, 0), bytes(24)):
         raise OSError(ctypes.get_errno(), "the kernel keeps the capabilities")
+    libc.prctl(_SET_DUMPABLE, 0, 0, 0, 0)  # RLIMIT_CORE is not asked where cores go to a program
     code = _filter()
     buffer = ctypes.create_string_buffer(code, len(code))
     program = _Program(len(code) // 8, ctypes.cast(buffer, ctypes.c_void_p))

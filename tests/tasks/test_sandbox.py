@@ -308,6 +308,17 @@ reached = [fd for fd in range(3, 64) if libc.connect(fd, address, 16) == 0]
             server.accept()
 
 
+def test_a_crash_leaves_no_core(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where cores are piped to a program, as many distributions have it, a limit of 0 does not stop it."""
+    asked = SOURCE.replace(
+        "    code = _filter()\n", "    assert libc.prctl(3) == 0\n    code = _filter()\n"
+    )
+    assert asked != SOURCE
+    (tmp_path / "jail.py").write_text(asked)
+    monkeypatch.setattr(jail, "__file__", str(tmp_path / "jail.py"))
+    assert run("", ["1"]).values == [1]
+
+
 def test_inherited_files_are_out_of_reach(tmp_path: Path) -> None:
     secret = tmp_path / "open"
     secret.write_text("hunter2")
