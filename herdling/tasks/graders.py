@@ -23,6 +23,7 @@ from herdling.tasks.base import LONGEST_REPLY, exact, normalise
 
 Record = Mapping[str, Any]
 
+_LONGEST_CODE = 100_000
 _NUMBER = re.compile(
     r"[-+\u2212]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+)(?:e[-+]?\d{1,3})?",
     re.ASCII | re.IGNORECASE,
@@ -33,7 +34,11 @@ _LABEL = re.compile(
     r"(?:(?:the )?(?:correct |right )?(?:answer|choice|option)(?: is|:)? ?)?\(?([a-z])\)?[.:)]?(?: (.+))?",
     re.ASCII,
 )
-_FENCE = re.compile(r"```[ \t]*([\w+-]*)[ \t]*\n(.*?)\n?[ \t]*```", re.DOTALL)
+_FENCE = "```"
+_LANGUAGE = re.compile(r"[\w+-]*")
+_MARKS = " \t\r*$#"
+_NUMBER_BEFORE = re.compile(r"(?:^|\W)[-\u2212]|\d[.,]")
+_NUMBER_AFTER = re.compile(r"[.,]\d")
 
 
 @dataclass(frozen=True)
@@ -54,8 +59,8 @@ def exactly(record: Record, reply: str) -> float:
 def number(record: Record, reply: str) -> float:
     """The last line is the answer, a number (within `tolerance`); lines before it are free.
 
-    It stands alone, after `=` or `:`, or after `the answer is`; `1,234.5`, `+7`, `1e3` and a minus as
-    U+2212 are numbers, digits of other scripts, nan, inf and fractions are not.
+    It stands alone, after `=` or `:`, or after `the answer is`, in bold or not; `1,234.5`, `+7`, `1e3`
+    and a minus as U+2212 are numbers, digits of other scripts, nan, inf and fractions are not.
     """
     found = last_number(reply)
     if found is None:
@@ -69,9 +74,9 @@ def last_number(reply: str) -> Decimal | None:
     if len(reply) > LONGEST_REPLY:
         return None
     line = next((line for line in reversed(reply.split("\n")) if line.strip()), "")
-    text = normalise(line.strip(" \t\r*$#"))
+    text = normalise(line.strip(_MARKS))
     mark = "=" if "=" in text else ":"
-    last = (text.rpartition(mark)[2] if mark in text else _ANSWER_IS.sub("", text)).strip()
+    last = (text.rpartition(mark)[2] if mark in text else _ANSWER_IS.sub("", text)).strip(_MARKS)
     return _decimal(last) if _NUMBER.fullmatch(last) else None
 
 
@@ -131,6 +136,8 @@ def python(record: Record, reply: str) -> float:
     A test is a pair of an expression and its value, or the text `assert EXPRESSION == VALUE`.
     `setup` is code that runs first, such as imports.
     """
+    if len(reply) > _LONGEST_CODE:
+        return 0.0
     tests = [_test(test) for test in record["tests"]]
     code = f"{record.get('setup', '')}\n{code_of(reply)}"
     outcome = sandbox.run(code, [call for call, _ in tests])
@@ -143,10 +150,11 @@ def python(record: Record, reply: str) -> float:
 
 def code_of(reply: str) -> str:
     """The inside of the only code fence, or the reply itself if it has none; nothing for several."""
-    if "```" not in reply:
+    parts = reply.split(_FENCE)
+    if len(parts) == 1:
         return reply
-    found = _FENCE.findall(reply) if reply.count("```") == 2 else []
-    return found[0][1] if len(found) == 1 else ""
+    found = _fenced(parts[1]) if len(parts) == 3 else None
+    return found[1] if found else ""
 
 
 def read_json(reply: str) -> tuple[Any] | None:
@@ -154,12 +162,25 @@ def read_json(reply: str) -> tuple[Any] | None:
     if len(reply) > LONGEST_REPLY:
         return None
     text = reply.strip()
-    if fenced := _FENCE.fullmatch(text):
-        text = fenced[2] if fenced[1].casefold() in ("", "json") else ""
+    if text.startswith(_FENCE) and text.endswith(_FENCE):
+        language, text = _fenced(text[len(_FENCE) : -len(_FENCE)]) or ("", "")
+        text = text if language.casefold() in ("", "json") else ""
     try:
         return (json.loads(text, parse_constant=_refuse, object_pairs_hook=_object),)
     except (ValueError, RecursionError):
         return None
+
+
+def _fenced(inside: str) -> tuple[str, str] | None:
+    """(language, text) of what stands between two fences; None where the first ends no line.
+
+    By hand: a pattern takes for ever where a model writes many spaces.
+    """
+    first, newline, text = inside.partition("\n")
+    language = first.strip(" \t")
+    if not newline or not _LANGUAGE.fullmatch(language):
+        return None
+    return language, text.rstrip(" \t").removesuffix("\n")
 
 
 def _refuse(constant: str) -> Any:
@@ -174,14 +195,16 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Equal as JSON: 1 is 1.0 but not true; floats may differ by a rounding."""
+    """Equal as JSON: 1 is 1.0 but not true; floats may differ by a rounding, not by a whole number."""
     if isinstance(a, bool) or isinstance(b, bool):
         return a is b
     if isinstance(a, int | float) and isinstance(b, int | float):
         if isinstance(a, int) and isinstance(b, int):
             return a == b
+        whole = isinstance(a, int) or isinstance(b, int)
         try:
-            return math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12)
+            close = math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12)
+            return close and not (whole and abs(a - b) >= 0.5)
         except OverflowError:
             return False
     if isinstance(a, list) and isinstance(b, list):
@@ -194,20 +217,32 @@ def _same(a: Any, b: Any) -> bool:
 def _test(test: Any) -> tuple[str, Any]:
     """(expression, value as the sandbox gives it) of a test in either form; raises DataError.
 
-    Of other asserts the code would know the value, True, and could feign it.
+    Of other asserts, as of a comparison in a pair, the code would know the value, True, and could
+    feign it.
     """
-    if isinstance(test, list | tuple) and len(test) == 2 and isinstance(test[0], str):
-        return test[0], jail.plain(test[1])
-    if isinstance(test, str):
-        try:
-            match ast.parse(test.strip()).body:
-                case [ast.Assert(ast.Compare(left, [ast.Eq() | ast.Is()], [right]))]:
-                    return ast.unparse(left), jail.plain(ast.literal_eval(right))
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
-            pass
-    raise DataError(
-        f"test {str(test)[:80]!r} is neither [EXPRESSION, VALUE] nor 'assert EXPRESSION == VALUE'"
-    )
+    parsed = None
+    try:
+        match test:
+            case [str(expression), value]:
+                tree = ast.parse(expression.strip(), mode="eval").body
+                parsed = tree, expression.strip(), jail.plain(value)
+            case str():
+                match ast.parse(test.strip()).body:
+                    case [ast.Assert(ast.Compare(left, [ast.Eq() | ast.Is()], [right]))]:
+                        parsed = left, ast.unparse(left), jail.plain(ast.literal_eval(right))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        pass
+    if parsed is None:
+        raise DataError(
+            f"test {str(test)[:80]!r} is neither [EXPRESSION, VALUE] nor 'assert EXPRESSION == VALUE'"
+        )
+    tree, expression, value = parsed
+    if isinstance(tree, ast.Compare) and isinstance(value, bool):
+        raise DataError(
+            f"test {str(test)[:80]!r}: code can return what compares as it likes; remedy: the value "
+            f"itself, such as ['{ast.unparse(tree.left)[:40]}', VALUE]"
+        )
+    return expression, value
 
 
 def _answers(record: Record) -> list[str]:
@@ -216,12 +251,22 @@ def _answers(record: Record) -> list[str]:
 
 
 def _holds(said: str, words: str) -> bool:
-    """Whether `words` stand in `said` with no letter or digit against either end."""
+    """Whether `words` stand in `said` with no letter or digit against either end.
+
+    A number is not within a longer one: 5 does not stand in -5 or 5.3.
+    """
     at = said.find(words)
     while at >= 0:
         end = at + len(words)
-        before, after = said[at - 1 : at] if at else "", said[end : end + 1]
-        if not _touches(before, words[0]) and not _touches(words[-1], after):
+        before, after = said[max(0, at - 2) : at], said[end : end + 2]
+        goes_on = (words[0].isdigit() and _NUMBER_BEFORE.fullmatch(before)) or (
+            words[-1].isdigit() and _NUMBER_AFTER.fullmatch(after)
+        )
+        if (
+            not goes_on
+            and not _touches(before[-1:], words[0])
+            and not _touches(words[-1], after[:1])
+        ):
             return True
         at = said.find(words, at + 1)
     return False
@@ -254,6 +299,8 @@ def _check_number(record: Record) -> None:
         usable = isinstance(value, int | float | str) and not isinstance(value, bool)
         if not usable or not _NUMBER.fullmatch(text):
             raise DataError(f"{name} is {text[:80]!r}; it must be a number")
+    if _decimal(str(record.get("tolerance", 0))) < 0:
+        raise DataError(f"tolerance is {str(record['tolerance'])!r}; it must not be negative")
 
 
 def _check_choice(record: Record) -> None:
@@ -271,13 +318,17 @@ def _check_choice(record: Record) -> None:
 def _check_regex(record: Record) -> None:
     try:
         re.compile(record["answer"])
-    except (re.error, TypeError, RecursionError) as problem:
+    except (re.error, TypeError, RecursionError, OverflowError) as problem:
         raise DataError(f"answer is no regular expression: {problem}") from None
 
 
 def _check_json(record: Record) -> None:
     if "answer" not in record:
         raise DataError("has no answer")
+    try:
+        json.dumps(jail.plain(record["answer"]), allow_nan=False)
+    except ValueError as problem:
+        raise DataError(f"answer is no JSON: {problem}") from None
 
 
 def _check_python(record: Record) -> None:
@@ -286,8 +337,13 @@ def _check_python(record: Record) -> None:
         raise DataError("the grader python needs 'tests', a list such as [[\"double(4)\", 8]]")
     for test in tests:
         _test(test)
-    if not isinstance(record.get("setup", ""), str):
+    setup = record.get("setup", "")
+    if not isinstance(setup, str):
         raise DataError("setup must be Python code as a text")
+    try:
+        ast.parse(setup)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as problem:
+        raise DataError(f"setup is not Python: {problem}") from None
 
 
 GRADERS: dict[str, Grader] = {

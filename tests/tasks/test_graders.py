@@ -1,5 +1,7 @@
 """Every grader against right answers in all their spellings, and against what a model might try."""
 
+import time
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,7 +22,7 @@ RECORDS = {
 RIGHT = {
     "exact": ["Paris", " paris.\n", "PARIS", "city  of\nParis"],
     "number": ["42", "42.", "42.0", "+42", " 42\n\n", "6 * 7 = 42", "40 + 2\n42", "The answer is 42.",
-               "Answer: 42", "**42**", "$42$", "4.2e1", "#### 42", "x = 042", "So the final answer is 42"],
+               "Answer: 42", "**Answer:** 42", "Answer: **42**", "The answer is **42**.", "The answer is $42$.", "**42**", "$42$", "4.2e1", "#### 42", "x = 042", "So the final answer is 42"],
     "choice": ["B", "b", "(B)", "B.", "B)", "The answer is B.", "Answer: (B)", "B) Paris", "(b) paris.", "Paris"],
     "contains": ["Paris", "It is Paris.", "paris, of course", "The capital (Paris)", "\u201cParis\u201d"],
     "json": ['{"a": 1, "b": [true, null, 0.1]}', '{"b":[true,null,1e-1],"a":1.0}',
@@ -28,12 +30,15 @@ RIGHT = {
     "regex": ["2024-02-29", " 2024-02-29\n"],
     "python": ["def double(x):\n    return 2 * x", "Here it is:\n```python\ndef double(x): return x + x\n```\nDone."],
 }  # fmt: skip
+DEEP: list = []
+for _ in range(60):
+    DEEP = [DEEP]
 WRONG = {
     "exact": ["", "Paris or Rome", "Paris Rome Oslo", "not Paris", "P\u0430ris", "Pa\u200bris", "\uff30aris",
               "Paris\nRome", "answer: Paris", "```\nParis\n```", '["Paris"]'],
     "number": ["", "43", "41.999", "42 or 43", "answer: 42 or 43", "41 42 43", "42, 43", "not 42", "42 43", "42\n43",
                "4 2", "nan", "inf", "-42", "--42", "\u0664\u0662", "\uff14\uff12", "\u2074\u00b2", "42/1", "0x2a", "42x", "x42",
-               "4_2", "42 = x", "1:42 or so", "forty-two", "42!", "42e99999999", "1e999", "I guess 42", "42%", ""],
+               "4_2", "42 = x", "1:42 or so", "forty-two", "42!", "4**2", "41 * 42", "41**42", "42e99999999", "1e999", "I guess 42", "42%", ""],
     "choice": ["", "A", "C", "A B", "A or B", "B or C", "AB", "ABC", "A, B", "Not B", "B) Rome", "B Rome", "A) Paris",
                "Rome Paris Oslo", "Paris or Rome", "The answer is B or C", "\u0412", "B?", "D", "answer"],
     "contains": ["", "Parisian", "Comparison", "Paris or Rome", "Rome, Paris, Oslo", "P\u0430ris", "Pa\u200bris", "Paris\u0301"],
@@ -103,10 +108,80 @@ def test_a_choice_without_texts() -> None:
     ]
 
 
+def test_a_number_in_words_is_a_whole_one() -> None:
+    grader, record = GRADERS["contains"], {"answer": "5"}
+    for reply in (
+        "5",
+        "It is 5.",
+        "5, of course",
+        "(5)",
+        "5%",
+        "room no.5",
+        "COVID-5",
+        "2-5",
+        "= 5.\n",
+    ):
+        assert grader.grade(record, reply) == 1.0, reply
+    for reply in (
+        "-5",
+        "It is \u22125.",
+        "5.3",
+        "0.5",
+        "1,5",
+        "5,2",
+        "about -5",
+        "(-5)",
+        "15",
+        "5e",
+    ):
+        assert grader.grade(record, reply) == 0.0, reply
+    assert grader.grade({"answer": "-5"}, "It is -5.") == 1.0
+
+
+def test_a_whole_number_is_no_other_one_written_with_a_point() -> None:
+    grader, record = GRADERS["json"], {"answer": 4_000_000_000}
+    assert grader.grade(record, "4000000000.0") == grader.grade(record, "4e9") == 1.0
+    assert grader.grade(record, "4000000001.0") == grader.grade(record, "4000000001") == 0.0
+    assert grader.grade({"answer": 4e12 / 3}, str(4e12 / 3 + 0.001)) == 1.0
+
+
+def test_hostile_replies_cost_little() -> None:
+    start = time.perf_counter()
+    for filling in (" ", "\n", "`", "\t", "a", "1,111,", "\u0316\u0301", "[", "answer is "):
+        many = filling * (50_000 // len(filling))
+        for reply in (
+            many,
+            f"```\n{many}x```",
+            f"```{many}.\n```",
+            f"```json\n1\n{many}```",
+            f"``` {many}",
+        ):
+            assert GRADERS["json"].grade({"answer": 2}, reply[:4096]) == 0.0
+            assert code_of(reply) is not None
+            for name in ("exact", "number", "choice", "contains"):
+                assert GRADERS[name].grade(RECORDS[name], reply[:4096]) == 0.0
+    assert time.perf_counter() - start < 3.0
+
+
+@pytest.mark.skipif(bool(jail.missing()), reason=jail.missing() or "-")
+def test_long_code_is_not_read() -> None:
+    start = time.perf_counter()
+    assert GRADERS["python"].grade(RECORDS["python"], "```\n" + "`` `" * 10**7 + "```") == 0.0
+    assert time.perf_counter() - start < 1.0
+
+
 def test_only_one_fence_is_code() -> None:
     assert code_of("x = 1") == "x = 1"
     assert code_of("a\n```py\nx = 1\ny = 2\n```\nb") == "x = 1\ny = 2"
-    for text in ("```", "```\nx", "```\na\n```\n```\nb\n```", "``` x = 1 ```"):
+    assert code_of("a\n  ``` c++ \n  x = 1\n\n  ``` b") == "  x = 1\n"
+    for text in (
+        "```",
+        "```\nx",
+        "```\na\n```\n```\nb\n```",
+        "``` x = 1 ```",
+        "```a b\nx```",
+        "```````",
+    ):
         assert code_of(text) == ""
 
 
@@ -126,11 +201,38 @@ def test_only_one_fence_is_code() -> None:
         ("choice", {"answer": "A", "choices": "ab"}, "choices is ab; it must be a list of texts"),
         ("regex", {"answer": "("}, "answer is no regular expression: missing )"),
         ("regex", {"answer": 4}, "answer is no regular expression"),
+        (
+            "regex",
+            {"answer": "a{99999999999}"},
+            "answer is no regular expression: the repetition number",
+        ),
+        (
+            "number",
+            {"answer": 1, "tolerance": -0.5},
+            "tolerance is '-0.5'; it must not be negative",
+        ),
         ("json", {}, "has no answer"),
+        ("json", {"answer": {"a": float("nan")}}, "answer is no JSON: Out of range float values"),
+        ("json", {"answer": DEEP}, "answer is no JSON: a value is nested more than 50 deep"),
         ("python", {}, "the grader python needs 'tests'"),
         ("python", {"tests": ["assert f(1)"]}, "test 'assert f(1)' is neither"),
         ("python", {"tests": ["assert f(1) == g(1)"]}, "test 'assert f(1) == g(1)' is neither"),
         ("python", {"tests": [["f(1)"]]}, "is neither"),
+        ("python", {"tests": [["f(1", 1]]}, "test \"['f(1', 1]\" is neither"),
+        ("python", {"tests": [["x = 1", 1]]}, "is neither"),
+        ("python", {"tests": [["f()", DEEP]]}, "is neither"),
+        (
+            "python",
+            {"tests": [["f(1) == 9", True]]},
+            "test \"['f(1) == 9', True]\": code can return what compares as it",
+        ),
+        (
+            "python",
+            {"tests": [["f(1) > 3", False]]},
+            "likes; remedy: the value itself, such as ['f(1)', VALUE]",
+        ),
+        ("python", {"tests": ["assert (f(1) == 9) == True"]}, "code can return"),
+        ("python", {"tests": [["f(1)", 1]], "setup": "import ("}, "setup is not Python: "),
         ("python", {"tests": [["f(1)", 1]], "setup": 3}, "setup must be Python code as a text"),
     ],
 )
@@ -144,7 +246,12 @@ def test_malformed_records_are_told(name: str, record: dict, message: str) -> No
 def test_code_cannot_feign_what_it_does_not_compute() -> None:
     grader = GRADERS["python"]
     record = {
-        "tests": ["assert f(2) == 4", "assert f((1, 2)) is None", ["{f(3)}", [9]]],
+        "tests": [
+            "assert f(2) == 4",
+            "assert f((1, 2)) is None",
+            ["{f(3)}", [9]],
+            "assert {1: f(1), 0: 0} == {0: 0, 1: 1}",
+        ],
         "setup": "import math",
     }
     grader.check(record)
