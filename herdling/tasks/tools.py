@@ -53,10 +53,12 @@ class Tool:
         names = ", ".join(self.arguments)
         if not isinstance(arguments, Mapping) or set(arguments) != set(self.arguments):
             return f"error: {self.name} takes {names}"
-        # A number that the model wrote without quotes is as good as its text.
-        values = [
-            v if isinstance(v, str) else json.dumps(v) for v in map(arguments.get, self.arguments)
-        ]
+        given = [arguments[name] for name in self.arguments]
+        try:
+            # A number that the model wrote without quotes is as good as its text.
+            values = [value if isinstance(value, str) else json.dumps(value) for value in given]
+        except (TypeError, ValueError, RecursionError):
+            return f"error: {self.name} takes {names} as text"
         if any(len(value) > _LONGEST_ARGUMENT for value in values):
             return "error: the argument is too long"
         try:

@@ -162,6 +162,11 @@ def test_bad_calls_are_answered_with_what_is_wrong() -> None:
     assert results(7, None, "calc") == ["error: there is no , only calc"] * 3
     assert results(call("calc", {"x": "1" * 3000})) == ["error: the argument is too long"]
     assert results(call("calc", {"x": ["1"]}))[0].startswith("error: not an expression")
+    deep: object = "1"
+    for _ in range(10_000):
+        deep = [deep]
+    for argument in (deep, {"a": deep}, {1, 2}, b"1", 1j, object()):
+        assert results(call("calc", {"x": argument})) == ["error: calc takes x as text"]
     assert results(*[call("calc", {"x": "1"})] * 9)[-1] == "error: at most 8 calls at once"
     with_id = [{"role": "assistant", "tool_calls": [{"id": "c1", **call("calc", {"x": "1"})}]}]
     assert answer_calls([CALC], with_id) == [{"role": "tool", "content": "1", "tool_call_id": "c1"}]
