@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from herdling.config import nearest
-from herdling.errors import ConfigError
+from herdling.errors import ConfigError, Error
 from herdling.tasks.base import Task
 
 IMAGE_TASKS: dict[str, str] = {
@@ -83,25 +83,35 @@ def open_task(name: str, seed: int = 0, side: int | None = None) -> Task:
     path, _, kind = name.rpartition(":") if ".py:" in name else (name, "", "")
     if not Path(path).is_file():
         raise ConfigError(f"task {name!r}: {path} is not a file")
+    if path.endswith(".py") and not kind:
+        raise ConfigError(f"{path} is a file of tasks; name one of its classes: {path}:CLASS")
     if not kind:
         from herdling.tasks.jsonl import JsonLines
 
         return JsonLines(path, seed)
     made = _class(Path(path), kind)
-    takes = inspect.signature(made).parameters
-    if "side" in takes and side is None and takes["side"].default is inspect.Parameter.empty:
-        raise ConfigError(f"task {name}: the model has no vision; remedy: one that has")
-    given = {"seed": seed, **({} if side is None else {"side": side})}
-    task = made(**{key: value for key, value in given.items() if key in takes})
-    lacks = [part for part in ("name", "chance", "item", "grade") if not hasattr(task, part)]
+    try:
+        takes = inspect.signature(made).parameters
+        if "side" in takes and side is None and takes["side"].default is inspect.Parameter.empty:
+            raise ConfigError(f"task {name}: the model has no vision; remedy: one that has")
+        given = {"seed": seed, **({} if side is None else {"side": side})}
+        task = made(**{key: value for key, value in given.items() if key in takes})
+    except Error:
+        raise
+    except Exception as problem:
+        raise ConfigError(
+            f"{name} cannot be made: {type(problem).__name__}: {problem}"
+        ) from problem
+    lacks = [part for part in ("name", "chance") if not hasattr(task, part)]
+    lacks += [part for part in ("item", "grade") if not callable(getattr(task, part, None))]
     if lacks:
         raise ConfigError(f"{name} is no task, it has no {' and no '.join(lacks)}")
     return task
 
 
 def is_file(name: str) -> bool:
-    """Whether a name is that of a user's task, `FILE.py:Class` or `FILE.jsonl`."""
-    return ".py:" in name or name.endswith(".jsonl")
+    """Whether a name is meant as a user's task, `FILE.py:Class` or `FILE.jsonl`."""
+    return ".py:" in name or name.endswith((".py", ".jsonl"))
 
 
 def _class(path: Path, kind: str) -> Any:
@@ -114,7 +124,7 @@ def _class(path: Path, kind: str) -> Any:
     sys.modules[module_name] = module  # dataclasses look their module up
     try:
         spec.loader.exec_module(module)
-    except Exception as problem:
+    except (Exception, SystemExit) as problem:  # a script may end the program
         raise ConfigError(
             f"{path} cannot be imported: {type(problem).__name__}: {problem}"
         ) from problem

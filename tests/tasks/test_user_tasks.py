@@ -22,6 +22,7 @@ PROCESSOR = ImageProcessor(size=32, patch_size=4)
 CODE = """
 from dataclasses import dataclass
 from herdling.data.split import draw
+from herdling.errors import ConfigError
 from herdling.tasks.base import Item, ask, exact
 
 @dataclass
@@ -46,6 +47,18 @@ class Drawn(Doubling):
     name = "drawn"
     def __init__(self, seed: int, side: int) -> None:
         self.seed, self.side = seed, side
+
+class Wants(Doubling):
+    def __init__(self, words): pass
+
+class Breaks(Doubling):
+    def __init__(self): 1 / 0
+
+class Picky(Doubling):
+    def __init__(self): raise ConfigError("size is 0")
+
+class Vague(Doubling):
+    grade = 1.0
 
 class Nothing: pass
 """
@@ -96,6 +109,30 @@ def test_items_and_grades_of_json_lines(tmp_path: Path) -> None:
     ]
 
 
+def test_the_same_question_twice_keeps_two_graders(tmp_path: Path) -> None:
+    asked = {"question": "2 + 2?", "answer": "4", "split": "test"}
+    task = JsonLines(write(tmp_path / "a.jsonl", {**asked, "grader": "number"}, asked))
+    grades = {task.grade(task.item(i, "test"), "2 + 2 = 4") for i in range(2)}
+    assert grades == {0.0, 1.0}
+    which = {"question": "Which?", "answer": "A", "grader": "choice", "split": "test"}
+    choices = [["trout", "bat"], ["bat", "trout"]]
+    task = JsonLines(write(tmp_path / "b.jsonl", *({**which, "choices": c} for c in choices)))
+    assert sum(task.grade(task.item(i, "test"), "bat") for i in range(2)) == 1.0
+
+
+def test_marks_and_line_ends_of_other_systems(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    lines = [json.dumps({"question": f"{i}?", "answer": str(i), "split": "test"}) for i in range(3)]
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join([*lines, "", "{"]).encode())
+    with pytest.raises(DataError, match=r"a.jsonl:5: not valid JSON"):
+        JsonLines(path)
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join([*lines, ""]).encode())
+    assert JsonLines(path).size("test") == 3
+    path.write_bytes(b'{"question": "\xff", "answer": "a"}')
+    with pytest.raises(DataError, match=r"a.jsonl:1: byte 0xff is not UTF-8"):
+        JsonLines(path)
+
+
 def test_chance_is_that_of_the_commonest_answer(tmp_path: Path) -> None:
     yes = [{"question": f"{i}?", "answer": "yes" if i < 6 else "no"} for i in range(8)]
     choice = {"question": "c", "answer": "A", "grader": "choice", "choices": ["x", "y", "z", "w"]}
@@ -143,6 +180,16 @@ def test_a_class_of_a_file_is_a_task(tmp_path: Path) -> None:
     for name, complaint in (
         (f"{path}:Drawn", "my_task.py:Drawn: the model has no vision"),
         (f"{path}:Tripling", "my_task.py has no class 'Tripling'"),
+        (
+            f"{path}:Wants",
+            "Wants cannot be made: TypeError: .*missing 1 required .*'words'",
+        ),
+        (f"{path}:Breaks", "Breaks cannot be made: ZeroDivisionError: division by zero"),
+        (f"{path}:Picky", "^size is 0$"),
+        (f"{path}:Vague", "Vague is no task, it has no grade$"),
+        (str(path), "my_task.py is a file of tasks; name one of its classes: .*my_task.py:CLASS"),
+        (f"{path}:", "my_task.py is a file of tasks; name one"),
+        (f"{tmp_path}/none.jsonl", "none.jsonl is not a file"),
         (f"{path}:Nothing", "is no task, it has no name and no chance and no item and no grade"),
         (f"{tmp_path}/none.py:Doubling", "none.py is not a file"),
         ("arithmetics", "task 'arithmetics' is unknown; did you mean"),
@@ -150,6 +197,9 @@ def test_a_class_of_a_file_is_a_task(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=complaint):
             open_task(name)
+    path.write_text("import sys\nsys.exit(0)")
+    with pytest.raises(ConfigError, match=r"my_task.py cannot be imported: SystemExit: 0"):
+        open_task(f"{path}:Doubling")
     path.write_text("import nosuchmodule")
     with pytest.raises(
         ConfigError, match="cannot be imported: ModuleNotFoundError: No module named 'nosuch"
