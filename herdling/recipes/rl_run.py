@@ -95,7 +95,12 @@ def _examples(config: Config, run: Run) -> spec.Weighted:
 
 def open_tasks(given: str, seed: int, side: int | None) -> list[tuple[Task, float]]:
     """The tasks of `--tasks` with their weights; `side`: pixels of a tile, None without vision."""
-    return [(open_task(name, seed, side), weight) for name, weight in spec.parse(given)]
+    tasks = [(open_task(name, seed, side), weight) for name, weight in spec.parse(given)]
+    names = [task.name for task, _ in tasks]
+    for name in names:
+        if names.count(name) > 1:  # what is measured of each stands under its name
+            raise ConfigError(f"two tasks are called {name!r}; remedy: only one of that name")
+    return tasks
 
 
 def _log(state: State, online: Online) -> None:
