@@ -20,6 +20,11 @@ _APPLY: dict[str, Callable[[int, int], int]] = {
 }
 
 
+def key(sign: str, a: int, b: int) -> str:
+    """What decides the split of a sum: the same whichever number stands first."""
+    return f"{min(a, b)}{sign}{max(a, b)}"
+
+
 class Arithmetic:
     name = "arithmetic"
 
@@ -50,7 +55,7 @@ class Arithmetic:
             return a, b, wording.format(f"{a} {sign} {b}")
 
         def content(made: tuple[int, int, str]) -> str:
-            return f"{min(made[:2])}{sign}{max(made[:2])}"
+            return key(sign, *made[:2])
 
         made = draw(f"{self.name}/{sign}", self.seed, split, index, make, content)
         a, b, question = made

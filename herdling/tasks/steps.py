@@ -4,14 +4,17 @@
     assistant  7 + 5 = 12
                12 * 3 = 36
 
-Only the last line is graded, so the working may be any, or left out. Chance: the commonest result.
+Only the last line is graded, so the working may be any, or left out. Working that is trained states no
+sum that `arithmetic` holds out. Chance: the commonest result.
 """
 
+import functools
 import random
 
 from herdling.data.drawing import one_of
-from herdling.data.split import draw
+from herdling.data.split import draw, split_of
 from herdling.errors import ConfigError
+from herdling.tasks.arithmetic import key
 from herdling.tasks.base import Item, ask
 from herdling.tasks.graders import number
 
@@ -32,28 +35,37 @@ class Steps:
         def content(made: tuple[str, list[str]]) -> str:
             return "; ".join(made[1])
 
-        made = draw(self.name, self.seed, split, index, self._make, content)
+        def make(rng: random.Random) -> tuple[str, list[str]]:
+            return self._make(rng, trained=split == "train")
+
+        made = draw(self.name, self.seed, split, index, make, content)
         difficulty = (len(made[1]) - 2) / max(1, self.steps - 2)
         return Item(ask(made[0]), "\n".join(made[1]), difficulty, content(made))
 
     def grade(self, item: Item, reply: str) -> float:
         return number({"answer": item.answer.rpartition("= ")[2]}, reply)
 
-    def _make(self, rng: random.Random) -> tuple[str, list[str]]:
+    def _make(self, rng: random.Random, trained: bool) -> tuple[str, list[str]]:
         """The question, and the working."""
-        value = rng.randint(1, 20)
+        value = rng.randint(1, min(20, self.most))
         said = [one_of(rng, "Take {}.", "Start with {}.").format(value)]
         working: list[str] = []
         for _ in range(rng.randint(2, self.steps)):
-            sign, other, after = rng.choice(list(self._possible(value)))
+            sign, other, after = rng.choice(_possible(value, self.most, trained))
             said.append(_SAID[sign].format(other))
             working.append(f"{value} {sign} {other} = {after}")
             value = after
         return " ".join([*said, one_of(rng, "What do you get?", "What is the result?")]), working
 
-    def _possible(self, value: int) -> list[tuple[str, int, int]]:
-        """(sign, number, result) of the steps that stay within bounds."""
-        steps = [("+", n, value + n) for n in range(1, 11)]
-        steps += [("-", n, value - n) for n in range(1, 11)]
-        steps += [("*", n, value * n) for n in range(2, 6) for _ in range(2)]
-        return [step for step in steps if 0 <= step[2] <= self.most]
+
+@functools.lru_cache(maxsize=1024)
+def _possible(value: int, most: int, trained: bool) -> list[tuple[str, int, int]]:
+    """(sign, number, result) of the steps that stay within bounds."""
+    steps = [("+", n, value + n) for n in range(1, 11)]
+    steps += [("-", n, value - n) for n in range(1, 11)]
+    steps += [("*", n, value * n) for n in range(2, 6) for _ in range(2)]
+    return [
+        (sign, n, after)
+        for sign, n, after in steps
+        if 0 <= after <= most and not (trained and split_of(key(sign, value, n)) != "train")
+    ]

@@ -8,6 +8,7 @@ import pytest
 from babel import Locale
 
 from herdling.errors import ConfigError
+from herdling.tasks.arithmetic import Arithmetic
 from herdling.tasks.dates import Dates
 from herdling.tasks.retrieval import Retrieval
 from herdling.tasks.shapes import PointShape
@@ -48,6 +49,27 @@ def test_steps_are_worked_out() -> None:
         ):
             assert task.grade(item, reply) == 0.0, reply
     assert results.most_common(1)[0][1] / 400 <= task.chance + 0.025
+
+
+def test_working_that_is_trained_states_no_sum_that_arithmetic_holds_out() -> None:
+    task, sums = Steps(), Arithmetic()
+    held_out = {sums.item(i, s).key for s in ("validation", "test") for i in range(1500)}
+    assert len(held_out) > 80
+    stated: dict[str, set[str]] = {"train": set(), "test": set()}
+    for split, keys in stated.items():
+        for i in range(1500):
+            for line in task.item(i, split).answer.split("\n"):
+                a, sign, b = line.partition(" = ")[0].split()
+                keys.add(f"{min(int(a), int(b))}{sign}{max(int(a), int(b))}")
+    assert not stated["train"] & held_out
+    assert stated["test"] & held_out
+
+
+def test_steps_stay_within_narrow_bounds() -> None:
+    task = Steps(most=10)
+    for i in range(300):
+        numbers = re.findall(r"^\d+|\d+$", task.item(i, "train").answer, re.MULTILINE)
+        assert max(map(int, numbers)) <= 10
 
 
 def test_dates_are_those_of_the_calendar() -> None:
