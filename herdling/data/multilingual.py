@@ -6,11 +6,13 @@ their plural forms. CLDR's data is Babel's own copy (Unicode licence), read thro
 
 import functools
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, timedelta
 from typing import Any
 
 from babel import Locale, dates, localedata
+
+from herdling.errors import ConfigError
 
 _LINES = 60
 """Most lines of a page."""
@@ -45,6 +47,13 @@ def languages() -> list[str]:
             if len(territories) >= _FEWEST_TERRITORIES:
                 found.append(name)
     return found
+
+
+def check_languages(codes: Sequence[str]) -> None:
+    """Raise ConfigError for a code that CLDR does not have."""
+    for code in codes:
+        if not localedata.exists(code):
+            raise ConfigError(f"language {code!r} is unknown to CLDR; use codes such as de")
 
 
 @functools.lru_cache(maxsize=64)

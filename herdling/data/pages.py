@@ -138,8 +138,10 @@ def words(split: str, longest: int) -> tuple[str, ...]:
     """The words of `split` of three to `longest` letters, in alphabetical order.
 
     They are the lower-case words that at least two of the standard library's files share; reading
-    those takes a tenth of a second, once a process.
+    those takes a tenth of a second, once a process. Raises ConfigError where none is so short.
     """
+    if longest < 3:
+        raise ConfigError(f"longest is {longest}; it must be at least 3, the shortest word")
     return tuple(
         word for word in _all_words() if len(word) <= longest and split_of(f"word {word}") == split
     )

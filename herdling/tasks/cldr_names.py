@@ -20,6 +20,7 @@ from babel import Locale
 from babel.languages import get_official_languages
 from babel.numbers import get_territory_currencies
 
+from herdling.data.multilingual import check_languages
 from herdling.data.split import draw
 from herdling.errors import ConfigError
 from herdling.tasks.base import Item, ask, exact, normalise
@@ -82,6 +83,7 @@ class CldrNames:
         unknown = set(kinds) - _WORDINGS.keys()
         if unknown or not kinds:
             raise ConfigError(f"kinds is {tuple(kinds)}; use some of {', '.join(_WORDINGS)}")
+        check_languages(languages)
         self.seed = seed
         table = questions(tuple(languages), tuple(countries))
         self.questions = {kind: table[kind] for kind in kinds}

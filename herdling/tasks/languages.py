@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from babel import Locale
 
 from herdling.data.drawing import one_of
-from herdling.data.multilingual import NAMES, own_data
+from herdling.data.multilingual import NAMES, check_languages, own_data
 from herdling.data.split import check_place, draw
 from herdling.errors import ConfigError
 from herdling.tasks.base import Item, ask, exact, normalise
@@ -28,6 +28,7 @@ class Languages:
     def __init__(self, seed: int = 0, languages: Sequence[str] = LANGUAGES) -> None:
         if len(set(languages)) < 2:
             raise ConfigError(f"languages is {tuple(languages)}; name at least two")
+        check_languages(languages)
         self.seed = seed
         self.names = names_by_language(tuple(languages))
         self.chance = 1 / len(self.names)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from babel import Locale
 
 from herdling.data.drawing import one_of
+from herdling.data.multilingual import check_languages
 from herdling.data.split import draw
 from herdling.errors import ConfigError
 from herdling.tasks.base import Item, ask, exact, normalise
@@ -42,6 +43,7 @@ class Translation:
     def __init__(self, seed: int = 0, languages: Sequence[str] = LANGUAGES) -> None:
         if len(set(languages)) < 3:
             raise ConfigError(f"languages is {tuple(languages)}; name at least three")
+        check_languages(languages)
         self.seed = seed
         self.pairs = pairs(tuple(languages))
         counts = Counter((pair.target, normalise(pair.answer)) for pair in self.pairs)

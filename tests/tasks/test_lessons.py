@@ -10,6 +10,7 @@ from babel import Locale
 from herdling.errors import ConfigError
 from herdling.tasks.arithmetic import Arithmetic
 from herdling.tasks.dates import Dates
+from herdling.tasks.documents import ReadWord
 from herdling.tasks.retrieval import Retrieval
 from herdling.tasks.shapes import PointShape
 from herdling.tasks.steps import Steps
@@ -194,6 +195,8 @@ def test_settings_are_checked() -> None:
         (lambda: Units(most=1), "most is 1"),
         (lambda: Translation(languages=["de", "en"]), "name at least three"),
         (lambda: Retrieval(lines=2), "fewest is 3 and lines 2"),
+        (lambda: ReadWord(longest=2), "longest is 2; it must be at least 3"),
+        (lambda: ReadTable(longest=2).item(0, "train"), "longest is 2; it must be at least 3"),
         (lambda: ReadTable(lines=9).item(0, "train"), "lines is 9; it must be 1 to 6"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -15,6 +15,7 @@ from herdling.tasks.cldr_names import CldrNames
 from herdling.tasks.languages import Languages
 from herdling.tasks.sorting import Sorting
 from herdling.tasks.strings import Strings
+from herdling.tasks.translation import Translation
 
 
 def items(task: Task, split: str = "test", count: int = 400) -> list[Item]:
@@ -165,5 +166,12 @@ def test_settings_are_checked() -> None:
         CldrNames(kinds=["capital"])
     with pytest.raises(ConfigError, match="country 'XQ' is unknown to CLDR"):
         CldrNames(countries=["XQ"])
+    for make in (
+        lambda: CldrNames(languages=["xq"]),
+        lambda: Languages(languages=["de", "xq"]),
+        lambda: Translation(languages=["de", "en", "xq"]),
+    ):
+        with pytest.raises(ConfigError, match="language 'xq' is unknown to CLDR; use codes such"):
+            make()
     with pytest.raises(ConfigError, match="nothing to ask about name"):
         CldrNames(languages=["en"])
