@@ -139,8 +139,8 @@ def python(record: Record, reply: str) -> float:
     if len(reply) > _LONGEST_CODE:
         return 0.0
     tests = [_test(test) for test in record["tests"]]
-    code = f"{record.get('setup', '')}\n{code_of(reply)}"
-    outcome = sandbox.run(code, [call for call, _ in tests])
+    calls, setup = [call for call, _ in tests], record.get("setup", "")
+    outcome = sandbox.run(code_of(reply), calls, setup=setup)
     if outcome.error:
         return 0.0
     return float(

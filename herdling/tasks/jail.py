@@ -2,7 +2,7 @@
 
     python -I -S -B jail.py < request.json > output
 
-Standard library only. The request holds code, expressions and limits. The process imports the harmless
+Standard library only. The request holds setup, code, expressions and limits. The process imports the harmless
 modules that the code names, then gives up for good, by a seccomp filter of the kernel, everything but
 computing and writing to the pipes it has: no file can be opened, no process or thread started, no
 socket made, no signal sent. Only then it runs the code. The first line of its output says "confined", or
@@ -155,7 +155,7 @@ def main() -> None:
     limit(resource.RLIMIT_AS, request["memory"])
     limit(resource.RLIMIT_FSIZE, 0)
     limit(resource.RLIMIT_CORE, 0)
-    _import("\n".join((request["code"], *request["calls"])))
+    _import("\n".join((request["setup"], request["code"], *request["calls"])))
     try:
         confine()
     except (OSError, ValueError) as problem:
@@ -166,7 +166,8 @@ def main() -> None:
     values: list[Any] = []
     error = ""
     try:
-        exec(compile(request["code"], "code", "exec"), names)
+        for code in (request["setup"], request["code"]):
+            exec(compile(code, "code", "exec", dont_inherit=True), names)
         for call in request["calls"]:
             values.append(plain(eval(call, names)))
     except BaseException as problem:  # also SystemExit: code that leaves has not answered

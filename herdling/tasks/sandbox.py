@@ -71,15 +71,17 @@ class Outcome:
     seconds: float = 0.0
 
 
-def run(code: str, calls: Sequence[str] = (), limits: Limits | None = None) -> Outcome:
-    """Run `code`, then evaluate each of `calls` in its namespace.
+def run(
+    code: str, calls: Sequence[str] = (), limits: Limits | None = None, setup: str = ""
+) -> Outcome:
+    """Run `setup` and `code`, then evaluate each of `calls` in their namespace.
 
     Whatever the code does ends up in the outcome. Raises SandboxError where it cannot be confined.
     """
     check()
     if len(code) > _LONGEST_CODE:
         return Outcome(error=f"more than {_LONGEST_CODE} characters")
-    return _run(code, calls, limits or Limits())[1]
+    return _run(setup, code, calls, limits or Limits())[1]
 
 
 @functools.cache
@@ -88,15 +90,16 @@ def check() -> None:
     remedy = "remedy: Linux on x86-64 or aarch64, in a container that allows seccomp"
     if reason := jail.missing():
         raise SandboxError(f"foreign code cannot be confined here: {reason}; {remedy}")
-    first, outcome = _run("", ["1 + 1"], Limits(seconds=60.0))
+    first, outcome = _run("", "", ["1 + 1"], Limits(seconds=60.0))
     if first != _CONFINED or outcome.values != [2]:
         reason = first[:200] or outcome.error
         raise SandboxError(f"foreign code cannot be confined here: {reason}; {remedy}")
 
 
-def _run(code: str, calls: Sequence[str], limits: Limits) -> tuple[str, Outcome]:
+def _run(setup: str, code: str, calls: Sequence[str], limits: Limits) -> tuple[str, Outcome]:
     """The first line of the process, which the code cannot have written, and what came of it."""
-    request = {"code": code, "calls": list(calls), "cpu": limits.cpu, "memory": limits.memory}
+    request = {"setup": setup, "code": code, "calls": list(calls)}
+    request |= {"cpu": limits.cpu, "memory": limits.memory}
     started = time.perf_counter()
     written, error = _process(json.dumps(request).encode(), limits)
     seconds = time.perf_counter() - started

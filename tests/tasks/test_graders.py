@@ -269,6 +269,10 @@ def f(x):
         frame = frame.f_back
 """  # fmt: skip
     assert grader.grade(record, spying) == 0.0
+    postponed = (
+        "from __future__ import annotations\nf = lambda x: None if isinstance(x, tuple) else x * x"
+    )
+    assert grader.grade(record, postponed) == 1.0
     meddling = "import json\njson.dumps = lambda *a, **k: '{}'\ndef f(x): return x * x"
     assert grader.grade(record, meddling) == 0.0
 

@@ -88,6 +88,17 @@ def test_what_modules_import_when_they_are_used(code: str, call: str, value: obj
     assert (outcome.values, outcome.error) == ([value], "")
 
 
+def test_code_is_compiled_by_its_own_rules() -> None:
+    """This package postpones annotations; code does where it says so, after a setup as well."""
+    code = "def f(x: int): return x"
+    assert run(code, ["f.__annotations__['x'] is int"]).values == [True]
+    postponed = f"from __future__ import annotations\n{code}"
+    outcome = run(postponed, ["f.__annotations__", "y"], setup="y = 3")
+    assert (outcome.values, outcome.error) == ([{"": [["x", "int"]]}, 3], "")
+    assert run("y = 1", ["y"], setup="y =").error.startswith("SyntaxError")
+    assert run("import math", ["re.sub('a', 'b', 'a')"], setup="import re").values == ["b"]
+
+
 def test_dictionaries_and_sets_have_one_order() -> None:
     calls = ["{'b': 1, 'a': {2: 0, 1: 0}}", "{'a': {1: 0, 2: 0}, 'b': 1}", "{'b', 'a'}"]
     first, second, letters = run("", calls).values
