@@ -31,7 +31,8 @@ _NUMBER = re.compile(
 _ANSWER_IS = re.compile(r"^(?:so )?(?:the |my |final )*(?:answer|result|total)(?: is)? ")
 _WORDY = re.compile(r"\w")
 _LABEL = re.compile(
-    r"(?:(?:the )?(?:correct |right )?(?:answer|choice|option)(?: is|:)? ?)?\(?([a-z])\)?[.:)]?(?: (.+))?",
+    r"(?:(?:the )?(?:correct |right )?(?:answer|choice|option)(?: is)?:? ?)?"
+    r"\**\(?([a-z])\)?[.:)]?\**(?: (.+))?",
     re.ASCII,
 )
 _FENCE = "```"
@@ -85,7 +86,7 @@ def _decimal(text: str) -> Decimal:
 
 
 def choice(record: Record, reply: str) -> float:
-    """The letter of the right choice: `B`, `(b)`, `B.`, `The answer is B`; with `choices` also its text,
+    """The letter of the right choice: `B`, `(b)`, `**B.**`, `The answer is B`; with `choices` also its text,
     alone or after the letter."""
     if len(reply) > LONGEST_REPLY:
         return 0.0
