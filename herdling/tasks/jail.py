@@ -61,7 +61,7 @@ _CALLS = {
     }),
 }  # fmt: skip
 _NO_NEW_PRIVS, _SET_SECCOMP, _FILTER = 38, 22, 2
-_SET_DUMPABLE = 4
+_SET_DUMPABLE, _SET_DEATH_SIGNAL, _SIGKILL = 4, 1, 9
 _CAPABILITIES = 0x20080522  # capset(2), version 3: three sets of 64 bits
 _KILL, _REFUSE, _ALLOW = 0x80000000, 0x00050001, 0x7FFF0000  # refuse with EPERM
 _NAMESPACES = 0x10000000 | 0x40000000 | 0x08000000  # user, network, System V IPC
@@ -96,6 +96,8 @@ def confine() -> None:
     if libc.capset(struct.pack("Ii", _CAPABILITIES, 0), bytes(24)):
         raise OSError(ctypes.get_errno(), "the kernel keeps the capabilities")
     libc.prctl(_SET_DUMPABLE, 0, 0, 0, 0)  # RLIMIT_CORE is not asked where cores go to a program
+    # Who would end it after its time may be killed; asked last, as other rights would undo it.
+    libc.prctl(_SET_DEATH_SIGNAL, _SIGKILL, 0, 0, 0)
     code = _filter()
     buffer = ctypes.create_string_buffer(code, len(code))
     program = _Program(len(code) // 8, ctypes.cast(buffer, ctypes.c_void_p))

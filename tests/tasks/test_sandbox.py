@@ -9,6 +9,9 @@ import platform
 import resource
 import socket
 import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -384,6 +387,51 @@ def test_nothing_is_left_behind() -> None:
     assert (
         "jail.py" not in subprocess.run(listed, capture_output=True, text=True, check=False).stdout
     )
+
+
+def _state(pid: int) -> str:
+    """The line of a process's seccomp mode, "dead" for one that is gone or waits to be collected."""
+    try:
+        told = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return "dead"
+    if "State:\tZ" in told:
+        return "dead"
+    return next(line for line in told.split("\n") if line.startswith("Seccomp:"))
+
+
+def _until(what: Callable[[], object]) -> bool:
+    """Whether something comes true within 20 seconds."""
+    end = time.monotonic() + 20
+    while not (found := bool(what())) and time.monotonic() < end:
+        time.sleep(0.05)
+    return found
+
+
+def test_it_ends_with_who_runs_it() -> None:
+    asks = (
+        "from herdling.tasks.sandbox import Limits, check, run\ncheck()\nprint(flush=True)\n"
+        "run('import time; time.sleep(1000)', ['1'], Limits(seconds=1000))"
+    )
+    with subprocess.Popen([sys.executable, "-c", asks], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        parent.stdout.readline()
+        children: list[str] = []
+
+        def started() -> bool:
+            listed = ["ps", "-o", "pid=", "--ppid", str(parent.pid)]
+            said = subprocess.run(listed, capture_output=True, text=True, check=False).stdout
+            children[:] = said.split()
+            return any(_state(int(pid)) == "Seccomp:\t2" for pid in children)
+
+        assert _until(started)
+        parent.kill()
+    (child,) = map(int, children)
+    try:
+        assert _until(lambda: _state(child) == "dead")
+    finally:
+        if _state(child) != "dead":
+            os.kill(child, 9)
 
 
 def test_limits_are_checked() -> None:
