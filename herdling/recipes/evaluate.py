@@ -50,6 +50,7 @@ HEADER = (
 
 def main(config: Config) -> None:
     """Print one line a task, and write the JSON file. Raises Error for a task that cannot be asked."""
+    from herdling.tasks import sandbox
     from herdling.tasks.registry import IMAGE_TASKS, TASKS, open_task
 
     asked = names(config.tasks, tuple(TASKS))
@@ -72,9 +73,18 @@ def main(config: Config) -> None:
         print(f"a text-only model: {len(pictures)} tasks with pictures are left out")
     side = None if lm.processor is None else lm.processor.size  # one tile
     tasks = [open_task(name, config.seed, side) for name in asked]  # all, before the first is asked
+    opened = dict(zip(asked, tasks, strict=True))
+    for name in [name for name, task in opened.items() if getattr(task, "runs_code", False)]:
+        try:
+            sandbox.check()
+        except sandbox.SandboxError as problem:
+            if config.tasks != "all":
+                raise
+            del opened[name]
+            print(f"{name} is left out: {problem}")
     results: dict[str, Any] = {}
     print(HEADER)
-    for name, task in zip(asked, tasks, strict=True):
+    for name, task in opened.items():
         score = evaluate(lm, task, config.items, max_tokens=config.max_tokens, adapter=adapter)
         results[name] = score.plain()
         print(

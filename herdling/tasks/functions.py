@@ -57,6 +57,7 @@ _WORDINGS = (
 
 class Functions:
     name = "functions"
+    runs_code = True
 
     def __init__(self, seed: int = 0, kinds: tuple[str, ...] = tuple(KINDS)) -> None:
         if not kinds or set(kinds) - KINDS.keys():

@@ -48,7 +48,9 @@ class JsonLines:
                     raise DataError(f"{where}: {said}") from None
                 split = record.get("split") or split_of(content({"messages": asked(record)}))
                 self._records[split].append(record)
-        self.chance = _chance([r for records in self._records.values() for r in records])
+        every = [record for records in self._records.values() for record in records]
+        self.chance = _chance(every)
+        self.runs_code = any(record.get("grader") in ("python", "regex") for record in every)
 
     def size(self, split: str) -> int:
         """How many items there are before the same come again."""

@@ -87,6 +87,31 @@ def test_all_leaves_pictures_to_models_with_vision(text_folder, monkeypatch, cap
     assert f"{len(IMAGE_TASKS)} tasks with pictures are left out" in capsys.readouterr().out
 
 
+def test_code_that_cannot_be_confined_is_told_before_the_first_reply(
+    text_folder, tmp_path, monkeypatch, capsys
+):
+    from herdling.recipes import evaluate
+    from herdling.tasks import jail, sandbox
+
+    monkeypatch.setattr(jail, "missing", lambda: "darwin has no seccomp")
+    sandbox.check.cache_clear()
+    lines = tmp_path / "mine.jsonl"
+    lines.write_text('{"question": "x", "answer": "y", "grader": "regex", "split": "test"}\n')
+    for name in ("functions", str(lines)):
+        assert main(["evaluate", text_folder, "--tasks", f"dates,{name}", "--items", "1"]) == 1
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert "cannot be confined here: darwin has no seccomp; remedy" in said.err
+    monkeypatch.setattr(evaluate, "names", lambda given, known: ["dates", "functions", "units"])
+    assert main(["evaluate", text_folder, "--items", "1", "--max-tokens", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "functions is left out: foreign code cannot be confined here: darwin" in out
+    assert [line.split()[0] for line in out.splitlines()[2:] if line[0] != " "] == [
+        "dates",
+        "units",
+    ]
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
