@@ -18,9 +18,9 @@ its items are drawn with `herdling.data.split.draw`, so no test item is ever a t
         def grade(self, item: Item, reply: str) -> float:
             return exact(item.answer, reply)
 
-A task that grades in the sandbox says so with `runs_code = True`, so that a machine that has none is
-told before the first reply. A task whose model may call tools also has `respond`, and its items `tools` and `turns`: see
-`herdling.tasks.tools` and the calculator.
+A task whose model may call tools also has `respond`, and its items `tools` and `turns`: see
+`herdling.tasks.tools` and the calculator. One that grades in the sandbox says so with
+`runs_code = True`, so that `evaluate` can ask for a sandbox before it asks the model.
 """
 
 import re

@@ -166,9 +166,9 @@ def test_hostile_replies_cost_little() -> None:
 
 @pytest.mark.skipif(bool(jail.missing()), reason=jail.missing() or "-")
 def test_long_code_is_not_read() -> None:
-    start = time.perf_counter()
-    assert GRADERS["python"].grade(RECORDS["python"], "```\n" + "`` `" * 10**7 + "```") == 0.0
-    assert time.perf_counter() - start < 1.0
+    grade, fenced = GRADERS["python"].grade, "```\ndef double(x): return x + x\n```"
+    assert grade(RECORDS["python"], fenced.rjust(100_000)) == 1.0
+    assert grade(RECORDS["python"], fenced.rjust(100_001)) == 0.0
 
 
 def test_only_one_fence_is_code() -> None:
