@@ -93,7 +93,8 @@ def confine() -> None:
         raise OSError(ctypes.get_errno(), "the kernel refuses no_new_privs")
     # The filter sees numbers of calls; what root may do by the arguments of those that remain (ruin
     # memory with madvise, lock it with mmap) goes with root's capabilities.
-    if libc.capset(struct.pack("Ii", _CAPABILITIES, 0), bytes(24)):
+    header, held = struct.pack("Ii", _CAPABILITIES, 0), ctypes.create_string_buffer(24)
+    if libc.capget(header, held) or (any(held.raw) and libc.capset(header, bytes(24))):
         raise OSError(ctypes.get_errno(), "the kernel keeps the capabilities")
     libc.prctl(_SET_DUMPABLE, 0, 0, 0, 0)  # RLIMIT_CORE is not asked where cores go to a program
     # Who would end it after its time may be killed; asked last, as other rights would undo it.

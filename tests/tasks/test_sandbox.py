@@ -288,6 +288,23 @@ def lock(size):
         resource.setrlimit(resource.RLIMIT_MEMLOCK, before)
 
 
+def test_who_has_nothing_to_give_up_need_not_be_able_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service that may not touch capabilities has none; with some left no code is run."""
+    call = "libc.capset(header, bytes(24))"
+    assert call in SOURCE
+    changed = VARIANTS["without namespaces"](SOURCE).replace(call, "-1")
+    (tmp_path / "jail.py").write_text(changed)
+    monkeypatch.setattr(jail, "__file__", str(tmp_path / "jail.py"))
+    sandbox.check.cache_clear()
+    if os.geteuid() == 0:
+        with pytest.raises(SandboxError, match="the kernel keeps the capabilities"):
+            run("", ["1"])
+        (tmp_path / "jail.py").write_text(VARIANTS["as nobody"](changed))
+    assert run("", ["1"]).values == [1]
+
+
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="machine code of x86-64")
 def test_the_other_door_of_the_kernel_is_shut(variant: str) -> None:
     """int 0x80 takes system calls by the numbers of 32-bit programs; it ends the process."""
