@@ -6,7 +6,8 @@
     {"prompt": "Hi", "completion": "Good day."}                                           completion
     {"question": "1 + 2?", "answer": 3, "grader": "number"}                               a task's item
 
-Whatever else a record has is left alone. What is missing or of a wrong type is a DataError that says so;
+`system` may stand beside any of them. A turn with `weight` 0 is read and not learnt. Whatever else a
+record has is left alone. What is missing, of a wrong type, or would be lost is a DataError that says so;
 the caller knows file and line.
 """
 
@@ -32,22 +33,41 @@ def normal(record: Mapping[str, Any]) -> dict[str, Any]:
     for name, read in _FORMS.items():
         if name in record:
             return read(record)
-    return dict(record)
+    if record.get("image") is None:
+        return dict(record)
+    rest = {name: value for name, value in record.items() if name != "image"}
+    return {**rest, "images": _images(record)}
+
+
+def with_system(record: Mapping[str, Any], messages: list[Any]) -> list[Any]:
+    """The messages after the record's own `system` text, where it has one and they do not repeat it."""
+    if not record.get("system"):
+        return messages
+    said = {"role": "system", "content": _text(record, "system")}
+    return messages if messages[:1] == [said] else [said, *messages]
+
+
+def check_no_images(record: Mapping[str, Any], beside: str) -> None:
+    """Raise DataError for images in a field of their own, where the form gives them no place."""
+    for name in ("images", "image"):
+        if record.get(name) not in (None, [], ""):
+            raise DataError(
+                f"has {name} beside {beside}, where their place is unknown; remedy: put "
+                "{'type': 'image', 'image': 'cat.png'} parts into the content of a message"
+            )
 
 
 def asked(record: Mapping[str, Any]) -> list[Any]:
     """The messages of a task's item up to the model's turn: from `question` (images first) or `messages`."""
     if ("question" in record) == ("messages" in record):
         raise DataError("has to have either 'question' or 'messages'")
-    system = (
-        [{"role": "system", "content": _text(record, "system")}] if record.get("system") else []
-    )
     if "messages" in record:
-        return [*system, *_list(record, "messages")]
-    text, images = _text(record, "question"), _list(record, "images")
-    parts = [{"type": "image", "image": image} for image in images]
+        check_no_images(record, "messages")
+        return with_system(record, _list(record, "messages"))
+    text = _text(record, "question")
+    parts = [{"type": "image", "image": image} for image in _images(record)]
     content = [*parts, {"type": "text", "text": text}] if parts else text
-    return [*system, {"role": "user", "content": content}]
+    return with_system(record, [{"role": "user", "content": content}])
 
 
 def reply(record: Mapping[str, Any]) -> str:
@@ -71,14 +91,18 @@ def _item(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _openai(record: Mapping[str, Any]) -> dict[str, Any]:
-    return _item(record) if "answer" in record or "grader" in record else dict(record)
+    if "answer" in record or "grader" in record:
+        return _item(record)
+    check_no_images(record, "messages")
+    messages = record["messages"]
+    if record.get("system") and isinstance(messages, list):
+        messages = with_system(record, messages)
+    return {**with_tools(record), "messages": messages}
 
 
 def _sharegpt(record: Mapping[str, Any]) -> dict[str, Any]:
-    images = [*_list(record, "images"), *([record["image"]] if record.get("image") else [])]
+    images = _images(record)
     messages: list[dict[str, Any]] = []
-    if record.get("system"):
-        messages.append({"role": "system", "content": _text(record, "system")})
     for i, turn in enumerate(_list(record, "conversations")):
         where = f"conversations[{i}]"
         if not isinstance(turn, Mapping):
@@ -87,26 +111,27 @@ def _sharegpt(record: Mapping[str, Any]) -> dict[str, Any]:
         role = _ROLES.get(said) if isinstance(said, str) else None
         if role is None:
             raise DataError(f"{where} is from {said!r}; use one of {', '.join(_ROLES)}")
+        calls = turn.get("tool_calls")
+        if value is None and calls:
+            value = ""
         if not isinstance(value, str):
             raise DataError(f"{where} has no value, the text of the turn")
         if role == "call":
-            messages.append(
-                {"role": "assistant", "content": "", "tool_calls": _calls(value, where)}
-            )
+            message = {"role": "assistant", "content": "", "tool_calls": _calls(value, where)}
         else:
-            messages.append({"role": role, "content": _illustrated(value, images, where)})
+            message = {"role": role, "content": _illustrated(value, images, where)}
+            message |= {"tool_calls": calls} if calls else {}
+        if turn.get("weight") is not None:
+            message["weight"] = turn["weight"]
+        messages.append(message)
     if images:
         raise DataError(f"has {len(images)} images more than {_IMAGE} marks in its turns")
-    tools = record.get("tools")
-    if isinstance(tools, str):
-        tools = _json(tools, "tools") if tools.strip() else None
-    return {**_rest(record), "messages": messages, **({"tools": tools} if tools else {})}
+    return {**_rest(record), "messages": with_system(record, messages)}
 
 
 def _alpaca(record: Mapping[str, Any]) -> dict[str, Any]:
+    check_no_images(record, "instruction")
     messages: list[dict[str, Any]] = []
-    if record.get("system"):
-        messages.append({"role": "system", "content": _text(record, "system")})
     for i, turn in enumerate(_list(record, "history")):
         if (
             not isinstance(turn, Sequence)
@@ -121,17 +146,18 @@ def _alpaca(record: Mapping[str, Any]) -> dict[str, Any]:
     said = [_text(record, "instruction"), _text(record, "input") if record.get("input") else ""]
     messages.append({"role": "user", "content": "\n".join(part for part in said if part)})
     messages.append({"role": "assistant", "content": _text(record, "output")})
-    return {**_rest(record), "messages": messages}
+    return {**_rest(record), "messages": with_system(record, messages)}
 
 
 def _completion(record: Mapping[str, Any]) -> dict[str, Any]:
+    check_no_images(record, "completion")
     messages: list[Any] = []
     for name, role in (("prompt", "user"), ("completion", "assistant")):
         given = record.get(name)
         messages += (
             given if isinstance(given, list) else [{"role": role, "content": _text(record, name)}]
         )
-    return {**_rest(record), "messages": messages}
+    return {**_rest(record), "messages": with_system(record, messages)}
 
 
 _FORMS = {
@@ -145,7 +171,17 @@ _FORMS = {
 
 def _rest(record: Mapping[str, Any]) -> dict[str, Any]:
     """The fields that every form shares."""
-    return {name: record[name] for name in ("tools", "split") if record.get(name) is not None}
+    found = {name: record[name] for name in ("tools", "split") if record.get(name) is not None}
+    return with_tools(found)
+
+
+def with_tools(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record with its tools read where they are JSON text, as tables have to have them."""
+    tools = record.get("tools")
+    if not isinstance(tools, str):
+        return dict(record)
+    rest = {name: value for name, value in record.items() if name != "tools"}
+    return {**rest, "tools": _json(tools, "tools")} if tools.strip() else rest
 
 
 def _text(record: Mapping[str, Any], name: str) -> str:
@@ -162,6 +198,11 @@ def _list(record: Mapping[str, Any], name: str) -> list[Any]:
     if value is not None and not isinstance(value, list):
         raise DataError(f"{name} is {type(value).__name__}; it must be a list")
     return value or []
+
+
+def _images(record: Mapping[str, Any]) -> list[Any]:
+    """What stands in `images` and `image`."""
+    return [*_list(record, "images"), *([record["image"]] if record.get("image") else [])]
 
 
 def _illustrated(value: str, images: list[Any], where: str) -> Any:

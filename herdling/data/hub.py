@@ -7,13 +7,10 @@ Rows stay in the library's own files on disk. Its other splits are not touched; 
 by content as they do any file. Columns must be those of a record, see `herdling.data.records`.
 """
 
-import base64
 from array import array
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from herdling.data.records import FIELDS, Found, belongs, checked, size
+from herdling.data.records import FIELDS, Found, belongs, checked, plain, size
 from herdling.data.text_files import keeper
 from herdling.errors import ConfigError, DataError, require
 
@@ -53,20 +50,4 @@ class HubRows:
     def read(self, i: int, place: int | None = None) -> Found:
         place = self._places[i] if place is None else place
         where = f"{self._name}: row {place}"
-        row = {
-            name: _plain(value) for name, value in self._rows[place].items() if value is not None
-        }
-        return where, Path(), checked(row, where, Path())
-
-
-def _plain(value: Any) -> Any:
-    """Undecoded images as data URIs, and fields that a row lacks left out."""
-    if isinstance(value, Mapping):
-        if set(value) == {"bytes", "path"}:
-            if value["bytes"] is None:
-                return value["path"]
-            return "data:image/any;base64," + base64.b64encode(value["bytes"]).decode()
-        return {key: _plain(inner) for key, inner in value.items() if inner is not None}
-    if isinstance(value, list):
-        return [_plain(inner) for inner in value]
-    return value
+        return where, Path(), checked(plain(self._rows[place]), where, Path())

@@ -8,19 +8,21 @@ A record is a JSON object with either
 
 `prompt` of a pair is text or messages, an answer is text or the messages of the assistant; without
 `prompt` both answers are whole conversations that begin alike. A conversation may also have one of the
-forms of `herdling.data.conversations`; `split` (train, validation or test) overrides the hash. Images
-of a conversation are parts of its messages. Image paths are relative to the file that names
-them; data URIs may stand in their place. Every record is checked when its file is opened, and an
-error names the file and the line. JSON lines stay on disk; Parquet rows are held in memory.
+forms of `herdling.data.conversations`; `split` (train, validation or test) overrides the hash. A field
+that is null is one that is not there. Images of a conversation are parts of its messages. Image paths
+are relative to the file that names them; data URIs may stand in their place. Every record is checked
+when its file is opened, and an error names the file and the line. JSON lines stay on disk; Parquet
+rows are held in memory.
 """
 
+import base64
 import json
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from herdling.data.conversations import ASKED, normal
+from herdling.data.conversations import ASKED, check_no_images, normal, with_system, with_tools
 from herdling.data.split import SPLITS
 from herdling.data.text_files import Stretches, decode, keeper, lines
 from herdling.errors import DataError, InputError, require
@@ -103,13 +105,27 @@ def parquet_rows(paths: Sequence[Path]) -> Iterator[Found]:
             for batch in file.iter_batches(columns=columns):
                 for i in range(batch.num_rows):
                     row = {name: batch.column(name)[i].as_py() for name in columns}
-                    # A table has every column in every row; null stands for an absent field.
-                    record = {name: value for name, value in row.items() if value is not None}
-                    yield f"{path}: row {number}", path.parent, record
+                    yield f"{path}: row {number}", path.parent, plain(row)
                     number += 1
         except (OSError, ValueError) as problem:
             reason = " ".join(str(problem).split())[:200]
             raise DataError(f"{path}: row {number}: not readable as Parquet: {reason}") from None
+
+
+def plain(value: Any) -> Any:
+    """A row of a table as a record: pictures as data URIs, and fields that are null left out.
+
+    A table has every field of any row in all of them, in nested objects too.
+    """
+    if isinstance(value, Mapping):
+        if set(value) == {"bytes", "path"}:
+            if value["bytes"] is None:
+                return value["path"]
+            return "data:image/any;base64," + base64.b64encode(value["bytes"]).decode()
+        return {key: plain(inner) for key, inner in value.items() if inner is not None}
+    if isinstance(value, list):
+        return [plain(inner) for inner in value]
+    return value
 
 
 def image_folder(folder: Path, errors: str = "strict") -> Iterator[Found]:
@@ -140,7 +156,7 @@ def image_folder(folder: Path, errors: str = "strict") -> Iterator[Found]:
 def parse(raw: bytes, errors: str, path: Path, line: int) -> Any:
     """One line of JSON; raises DataError naming file and line."""
     try:
-        return json.loads(decode(raw, errors, path, line))
+        return json.loads(decode(raw, errors, path, line), object_pairs_hook=_once)
     except json.JSONDecodeError as problem:  # its own line is that within this one
         where = f"column {len(problem.doc[: problem.pos].rstrip()) + 1}"
         raise DataError(f"{path}:{line}: not valid JSON: {problem.msg} at {where}") from None
@@ -148,18 +164,28 @@ def parse(raw: bytes, errors: str, path: Path, line: int) -> Any:
         raise DataError(f"{path}:{line}: not valid JSON: {problem}") from None
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; ValueError for two values under one name, of which one would be lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(n for n in names if names.count(n) > 1)!r} stands there twice")
+    return found
+
+
 def checked(record: Any, where: str, folder: Path) -> dict[str, Any]:
     """The record in normal form; raises DataError unless it is a document, a conversation or a pair
     whose images exist."""
     if not isinstance(record, dict):
         raise DataError(f"{where}: is {type(record).__name__}; each record must be a JSON object")
-    if "chosen" in record:  # some datasets repeat one side as a conversation
-        record = {name: value for name, value in record.items() if name != "messages"}
-    else:
-        try:
+    record = {name: value for name, value in record.items() if value is not None}
+    try:
+        if "chosen" in record:  # some datasets repeat one side as a conversation
+            record = with_tools({k: v for k, v in record.items() if k != "messages"})
+        else:
             record = normal(record)
-        except DataError as problem:
-            raise DataError(f"{where}: {problem}") from None
+    except DataError as problem:
+        raise DataError(f"{where}: {problem}") from None
     kinds = [name for name in ("text", "messages", "chosen") if name in record]
     if len(kinds) != 1:
         names = ", ".join(sorted(record)[:8]) or "nothing"
@@ -202,38 +228,67 @@ def _check_document(record: Mapping[str, Any], where: str) -> None:
 
 def _check_conversation(record: Mapping[str, Any], where: str) -> None:
     messages = record["messages"]
-    if record.get("images") not in (None, []):
-        raise DataError(
-            f"{where}: has images beside messages, where their place is unknown; remedy: put "
-            "{'type': 'image', 'image': 'cat.png'} parts into the content of a message"
-        )
     if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
         raise DataError(f"{where}: messages must be a list of objects with role and content")
     try:
-        chat.check(messages, record.get("tools"))
+        _check_messages(messages, record.get("tools"))
     except InputError as problem:
         raise DataError(f"{where}: {problem}") from None
     if not any(message["role"] == "assistant" for message in messages):
         raise DataError(f"{where}: no message has role 'assistant', so there is nothing to learn")
+    if not any(chat.is_learnt(message) for message in messages):
+        raise DataError(
+            f"{where}: all the assistant says has weight 0, so there is nothing to learn"
+        )
+
+
+def _check_messages(messages: Sequence[Mapping[str, Any]], tools: Any) -> None:
+    """Raise InputError for what cannot be rendered, and for replies that would be rendered without
+    what they say."""
+    chat.check(messages, tools)
+    for i, message in enumerate(messages):
+        for name, remedy in (
+            ("function_call", "write it as tool_calls"),
+            ("refusal", "write it as content"),
+        ):
+            if message.get(name):
+                raise InputError(f"messages[{i}] has a {name}, which is not read; remedy: {remedy}")
+        if "content" not in message and not message.get("tool_calls"):
+            raise InputError(f"messages[{i}] has neither content nor tool_calls")
 
 
 def _check_pair(record: Mapping[str, Any], where: str) -> None:
-    if record.get("images") not in (None, []):
-        raise DataError(
-            f"{where}: has images beside its prompt, where their place is unknown; remedy: put "
-            "{'type': 'image', 'image': 'cat.png'} parts into the content of a message"
-        )
     try:
+        check_no_images(record, "a pair")
         prompt, chosen, rejected = sides(record)
         for answer in (chosen, rejected):
-            chat.check([*prompt, *answer], record.get("tools"))
-    except InputError as problem:
+            _check_messages([*prompt, *answer], record.get("tools"))
+    except (InputError, DataError) as problem:
         raise DataError(f"{where}: {problem}") from None
     if chosen == rejected:
         raise DataError(f"{where}: chosen and rejected are the same answer")
     for name, answer in (("chosen", chosen), ("rejected", rejected)):
         if not answer or answer[-1]["role"] != "assistant":
             raise DataError(f"{where}: {name} must end with what the assistant says")
+    if not prompt or any(answer[0]["role"] in ("system", "user") for answer in (chosen, rejected)):
+        raise DataError(
+            f"{where}: chosen and rejected do not answer the same question; remedy: give it as "
+            "'prompt', or at the beginning of both"
+        )
+    if not any(message.get("content") or message.get("tool_calls") for message in chosen):
+        raise DataError(f"{where}: chosen is empty")
+    given = _turns(record, "prompt", "user") if record.get("prompt") is not None else []
+    if not all(_said(message) in map(_said, prompt) for message in given):
+        raise DataError(
+            f"{where}: prompt is not what chosen and rejected begin with; remedy: leave it out, or "
+            "give the answers alone"
+        )
+
+
+def _said(message: Mapping[str, Any]) -> Any:
+    """Role and content, so that text is the same with white space around it."""
+    content = message.get("content")
+    return message["role"], content.strip() if isinstance(content, str) else content
 
 
 class Sides(NamedTuple):
@@ -251,15 +306,18 @@ def sides(record: Mapping[str, Any]) -> Sides:
     """
     chosen, rejected = (_turns(record, name, "assistant") for name in ("chosen", "rejected"))
     # Some datasets repeat the prompt in both conversations.
-    if record.get("prompt") is not None and chosen[:1] and chosen[0]["role"] == "assistant":
-        return Sides(_turns(record, "prompt", "user"), chosen, rejected)
+    if record.get("prompt") is not None and all(
+        answer[:1] and answer[0]["role"] == "assistant" for answer in (chosen, rejected)
+    ):
+        return Sides(with_system(record, _turns(record, "prompt", "user")), chosen, rejected)
     alike = 0
     # The last turn of each is the answer, even if the other goes on from it.
     for one, other in zip(chosen[:-1], rejected[:-1], strict=False):
         if one != other:
             break
         alike += 1
-    return Sides(chosen[:alike], chosen[alike:], rejected[alike:])
+    prompt = with_system(record, chosen[:alike]) if alike else []
+    return Sides(prompt, chosen[alike:], rejected[alike:])
 
 
 def _turns(record: Mapping[str, Any], name: str, role: str) -> list[dict[str, Any]]:

@@ -86,7 +86,7 @@ def render(
     `content` is a string, null, or parts `{"type": "text", "text": ...}` and
     `{"type": "image", "image": PIL image, path or data URI}`; images need `processor`, and
     `image_tokens` overrides its tokens per tile. `tool_calls` of an assistant message hold their
-    arguments as an object or as JSON text. `tools` are described in the system message, which is
+    arguments as an object or as JSON text. An assistant message of `weight` 0 carries no loss. `tools` are described in the system message, which is
     made if there is none, and calls are written in `dialect`, "pythonic" or "json".
     `add_generation_prompt` opens the reply. A message ends with eot; with eom if it carries a tool
     result, calls a tool, or has `"stop_reason": "end_of_message"`.
@@ -129,6 +129,13 @@ def check(
                     "download it and name the file"
                 )
         _calls(message, i)
+        if message.get("weight") not in (None, 0, 1):
+            raise InputError(f"messages[{i}].weight is {message['weight']!r}; it must be 0 or 1")
+
+
+def is_learnt(message: Mapping[str, Any]) -> bool:
+    """Whether a message carries loss: the assistant's do, but for those of OpenAI's `weight` 0."""
+    return message.get("role") == "assistant" and message.get("weight") != 0
 
 
 def image_of(part: Mapping[str, Any]) -> Any:
@@ -234,7 +241,7 @@ class _Writer:
 
     def message(self, message: Mapping[str, Any], i: int, preamble: str = "") -> None:
         role = _role(message, i)
-        loss = role == "assistant"
+        loss = is_learnt(message)
         parts = _parts(message, i)
         calls = _calls(message, i)
         self.header(ROLES[role])
@@ -248,7 +255,7 @@ class _Writer:
                 self.image(part, i)
         if calls:
             self.add(self.tok.encode(tool_calls.write(calls, self.dialect)), loss)
-        ends_early = loss and message.get("stop_reason") == "end_of_message"
+        ends_early = role == "assistant" and message.get("stop_reason") == "end_of_message"
         eom = calls or ends_early or ROLES[role] == "ipython"
         self.add([self.tok.eom if eom else self.tok.eot], loss)
 

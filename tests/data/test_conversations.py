@@ -23,6 +23,9 @@ USER, SAID = {"role": "user", "content": "hi"}, {"role": "assistant", "content":
     ("record", "messages"),
     [
         ({"messages": [USER, SAID]}, [USER, SAID]),
+        ({"messages": [USER, SAID], "system": "s"}, [{"role": "system", "content": "s"}, USER, SAID]),
+        ({"messages": [{"role": "system", "content": "s"}, USER, SAID], "system": "s"},
+         [{"role": "system", "content": "s"}, USER, SAID]),
         ({"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yo"}]}, [USER, SAID]),
         ({"conversations": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}], "system": "s"},
          [{"role": "system", "content": "s"}, USER, SAID]),
@@ -31,6 +34,7 @@ USER, SAID = {"role": "user", "content": "hi"}, {"role": "assistant", "content":
          [{"role": "system", "content": "s"}, USER, SAID, {"role": "user", "content": "add\n1 2"}, {"role": "assistant", "content": "3"}]),
         ({"prompt": "hi", "completion": "yo"}, [USER, SAID]),
         ({"prompt": [USER], "completion": [SAID]}, [USER, SAID]),
+        ({"prompt": "hi", "completion": "yo", "system": "s"}, [{"role": "system", "content": "s"}, USER, SAID]),
         ({"question": "hi", "answer": ["yo", "ho"]}, [USER, SAID]),
         ({"question": "1 + 1?", "answer": 2, "grader": "number"}, [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "2"}]),
         ({"messages": [USER], "answer": {"a": "\u00e9"}, "grader": "json"}, [USER, {"role": "assistant", "content": '{"a": "\u00e9"}'}]),
@@ -62,6 +66,25 @@ def test_sharegpt_with_tools() -> None:
         {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
     ]
     assert asked(found) == "[add(a=1)]<|eom|>3<|eot|>"
+    calls = [{"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}]
+    for said in ("", None):
+        turn = {"role": "assistant", "content": said, "tool_calls": calls}
+        assert asked({"conversations": [USER, turn]}) == "[add(a=1)]<|eom|>"
+
+
+@pytest.mark.parametrize("name", ["messages", "conversations"])
+def test_a_reply_of_weight_0_is_read_and_not_learnt(name: str) -> None:
+    turns = [USER, {**SAID, "weight": 0}, USER, {"role": "assistant", "content": "ho", "weight": 1}]
+    assert asked({name: turns}) == "ho<|eot|>"
+    with pytest.raises(DataError, match="all the assistant says has weight 0"):
+        asked({name: turns[:2]})
+
+
+def test_tools_may_be_json_text() -> None:
+    for form in ({"messages": [USER, SAID]}, {"prompt": "hi", "completion": "yo"},
+                 {"prompt": "hi", "chosen": "yo", "rejected": "no"}):  # fmt: skip
+        records = InMemory([("here", Path(), {**form, "tools": '[{"name": "f"}]'})])
+        assert records.read(0)[2]["tools"] == [{"name": "f"}]
 
 
 def asked(record: dict[str, Any]) -> str:
@@ -118,6 +141,10 @@ def test_images_stand_where_their_marks_are(tmp_path: Path) -> None:
         ({"instruction": "x"}, "output is missing; it must be a text"),
         ({"instruction": "x", "output": "y", "history": ["z"]}, "history[0] must be a pair of texts"),
         ({"completion": "x"}, "prompt is missing"),
+        ({"prompt": "x", "completion": "y", "images": ["a.png"]}, "has images beside completion, where"),
+        ({"instruction": "x", "output": "y", "image": "a.png"}, "has image beside instruction, where"),
+        ({"messages": [USER], "answer": "y", "images": ["a.png"]}, "has images beside messages, where"),
+        ({"question": "x", "answer": "y", "image": "a.png"}, "a.png is not a file"),
         ({"question": "x"}, "the grader exact knows no reply to train on; remedy: add a 'reply'"),
         ({"question": "x", "answer": "y", "grader": "regex"}, "the grader regex knows no reply"),
         ({"question": "x", "messages": [USER], "answer": "y"}, "either 'question' or 'messages'"),

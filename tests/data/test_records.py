@@ -18,7 +18,7 @@ from herdling.data.records import (
     parquet_rows,
 )
 from herdling.errors import DataError
-from herdling.inputs.image_files import FORMATS
+from herdling.inputs.image_files import FORMATS, open_image
 
 REPLY = {"role": "assistant", "content": "yo"}
 URI = "data:image/png;base64,AAAA" + "/" * 5000
@@ -61,6 +61,8 @@ def test_json_lines_are_read_where_they_lie(tmp_path: Path) -> None:
         ('{"messages": ["hi"]}', "messages must be a list of objects"),
         ('{"messages": [{"role": "user", "content": "a"}]}', "no message has role 'assistant'"),
         ("[" * 100_000, "not valid JSON"),
+        ('{"text": "a", "text": "b"}', "not valid JSON: 'text' stands there twice"),
+        ('{"text": "a", "image": "no.png"}', "no.png is not a file"),
     ],
 )
 def test_a_broken_line_is_named_by_file_and_line(tmp_path: Path, line: str, complaint: str) -> None:
@@ -83,6 +85,16 @@ def test_a_broken_line_is_named_by_file_and_line(tmp_path: Path, line: str, comp
         ({"role": "user", "content": ["a"]}, "messages[0].content[0] must be"),
         ({**REPLY, "tool_calls": [{"name": "f", "arguments": "{"}]}, "arguments are not JSON"),
         ({**REPLY, "tool_calls": [{"arguments": {}}]}, "has no usable function name"),
+        ({"role": "assistant", "text": "yo"}, "messages[0] has neither content nor tool_calls"),
+        (
+            {**REPLY, "content": None, "function_call": {"name": "f"}},
+            "messages[0] has a function_call, which",
+        ),
+        (
+            {**REPLY, "content": None, "refusal": "no"},
+            "messages[0] has a refusal, which is not read",
+        ),
+        ({**REPLY, "weight": 0.5}, "messages[0].weight is 0.5; it must be 0 or 1"),
         ({"image": "http://a.org/b.png"}, "image 'http://a.org/b.png' is a URL"),
         ({"image_url": {"url": "https://a.org/b.png"}}, "image 'https://a.org/b.png' is a URL"),
         ({"image_url": {"url": "no.png"}}, "no.png is not a file"),
@@ -114,6 +126,8 @@ def test_a_message_that_cannot_be_rendered_is_refused_at_once(
         ({"images": ["cat.png"]}, "{'type': 'image', 'image': 'cat.png'} parts into the content"),
         ({"images": 5}, "has images beside messages"),
         ({"images": {}}, "has images beside messages"),
+        ({"image": "cat.png"}, "has image beside messages"),
+        ({"tools": "["}, "tools is not JSON"),
     ],
 )
 def test_what_stands_beside_messages_is_checked(
@@ -139,10 +153,16 @@ def test_what_is_right_passes(tmp_path: Path) -> None:
     call = {"type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
     calls = [{"role": "assistant", "content": None, "tool_calls": [call]}, REPLY]
     chat = {"messages": [{"role": "user", "content": parts}, *calls], "tools": [{"name": "f"}]}
-    bare = {**CHAT, "tools": None, "images": None}
+    bare = {**CHAT, "tools": None, "images": None, "text": None, "chosen": None, "split": None}
     document = {"text": "b", "images": [URI, str(tmp_path / "a.png"), "a.png"]}
     path = write(tmp_path / "data.jsonl", chat, bare, {**CHAT, "images": []}, document)
     assert len(JsonLines([path]).sizes) == 4
+
+
+def test_a_picture_of_a_document_may_stand_alone(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    path = write(tmp_path / "data.jsonl", {"text": "b", "image": "a.png"})
+    assert read(JsonLines([path])) == [{"text": "b", "images": ["a.png"]}]
 
 
 def test_every_suffix_of_a_picture_can_be_read() -> None:
@@ -182,6 +202,25 @@ def test_parquet_says_the_same_as_json_lines(tmp_path: Path) -> None:
     path.write_bytes(b"PAR1 no")
     with pytest.raises(DataError, match=r"a.parquet: row 0: not readable as Parquet"):
         InMemory(parquet_rows([path]))
+
+
+def test_what_a_table_adds_to_a_row_is_left_out(tmp_path: Path) -> None:
+    """Every object of a column has the fields of all, null where a row has none; pictures are bytes."""
+    calls = [{"function": {"name": "f", "arguments": {name: 1}}} for name in "ab"]
+    tools = [
+        {"name": "f", "parameters": {"properties": {name: {"type": "number"}}}} for name in "ab"
+    ]
+    chats = [{"messages": [CHAT["messages"][0], {"role": "assistant", "tool_calls": [call]}], "tools": tools}
+             for call in calls]  # fmt: skip
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist(chats), path)
+    assert read(InMemory(parquet_rows([path]))) == chats
+    picture = Image.new("RGB", (8, 8))
+    picture.save(tmp_path / "a.png")
+    stored = {"bytes": (tmp_path / "a.png").read_bytes(), "path": None}
+    parquet.write_table(pyarrow.Table.from_pylist([{"text": "cat", "image": stored}]), path)
+    ((uri,),) = [record["images"] for record in read(InMemory(parquet_rows([path])))]
+    assert open_image(uri).tobytes() == picture.tobytes()
 
 
 def test_image_folders_with_either_kind_of_caption(tmp_path: Path) -> None:
