@@ -87,8 +87,8 @@ def write_pairs(
 
 
 def _pair(item: Item, played: Sequence[Rollout]) -> dict[str, Any] | None:
-    """The record of one prompt; None where no reply is better than another."""
-    done = [one for one in played if not one.truncated]
+    """The record of one prompt; None where no reply is better than another. Silence is never chosen."""
+    done = [one for one in played if not one.truncated and one.reply]
     best = max((one.grade for one in done), default=0.0)
     worst = min(one.grade for one in played)
     if best <= worst:

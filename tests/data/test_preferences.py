@@ -40,6 +40,9 @@ def opened(spec: str, tok: Tokenizer, **fields):
     return open_pairs(spec, Opening(tok, split="all", **fields), {})
 
 
+SAID = turn("assistant", "b")
+
+
 def said(example, tok: Tokenizer) -> str:
     return tok.decode([t for t, m in zip(example.tokens, example.loss_mask, strict=True) if m])
 
@@ -96,6 +99,19 @@ def test_pictures_stand_beside_the_file(tok, tmp_path):
         ({"text": "a", "chosen": "b", "rejected": "c"}, "has chosen, rejected, text"),
         ({"prompt": [{"role": "who", "content": "a"}], "chosen": "b", "rejected": "c"}, "role 'who'"),
         ({"prompt": "a", "chosen": "b", "rejected": "c", "images": ["x.png"]}, "place is unknown"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c", "image": "x.png"}, "place is unknown"),
+        ({"chosen": "b", "rejected": "c"}, "do not answer the same question; remedy: give it as 'prompt'"),
+        ({"prompt": [], "chosen": "b", "rejected": "c"}, "do not answer the same question"),
+        ({"chosen": [turn("user", "a"), SAID], "rejected": [turn("user", "b"), turn("assistant", "c")]},
+         "do not answer the same question"),
+        ({"prompt": "a", "chosen": [turn("user", "a"), SAID], "rejected": "c"}, "do not answer the same question"),
+        ({"prompt": "a", "chosen": "c", "rejected": [turn("user", "a"), SAID]}, "do not answer the same question"),
+        ({"prompt": "z", "chosen": [turn("user", "a"), SAID], "rejected": [turn("user", "a"), turn("assistant", "c")]},
+         "prompt is not what chosen and rejected begin with"),
+        ({"prompt": [turn("system", "s"), turn("user", "a")], "chosen": [turn("user", "a"), SAID],
+          "rejected": [turn("user", "a"), turn("assistant", "c")]}, "prompt is not what chosen"),
+        ({"prompt": "a", "chosen": "", "rejected": "c"}, "chosen is empty"),
+        ({"prompt": "a", "chosen": {"role": "assistant", "text": "b"}, "rejected": "c"}, "neither content nor"),
     ],
 )  # fmt: skip
 def test_broken_pairs_name_file_and_line(tok, tmp_path, record, message):
@@ -128,6 +144,15 @@ def test_datasets_that_repeat_the_prompt(tok, tmp_path):
     ((source, _),) = opened(write(tmp_path / "p.jsonl", [record]), tok)
     assert tok.decode(source.pair(0).chosen.tokens).count("user") == 1
     assert said(source.pair(0).chosen, tok) == "b<|eot|>"
+
+
+def test_a_system_text_beside_a_pair_is_read(tok, tmp_path):
+    whole = [[turn("user", "a"), turn("assistant", t)] for t in "bc"]
+    records = [{"system": "Be kind.", "prompt": " a\n", "chosen": "b", "rejected": "c"},
+               {"system": "Be kind.", "prompt": " a\n", "chosen": whole[0], "rejected": whole[1]}]  # fmt: skip
+    ((source, _),) = opened(write(tmp_path / "p.jsonl", records), tok)
+    for i in range(2):
+        assert tok.decode(source.pair(i).chosen.tokens).count("Be kind.") == 1
 
 
 def test_an_implicit_prompt_keeps_the_last_turn_as_the_answer():

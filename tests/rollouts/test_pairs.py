@@ -30,6 +30,18 @@ def lm(tmp_path_factory) -> LM:
     return LM(begun.model, begun.tok, begun.processor)
 
 
+class Brief:
+    """Likes the shortest reply best."""
+
+    name, chance = "brief", 0.5
+
+    def item(self, index: int, split: str) -> Item:
+        return Item(ask("Well?"), "", 0.5, str(index))
+
+    def grade(self, item: Item, reply: str) -> float:
+        return 1 / (1 + len(reply))
+
+
 class Seen:
     name, chance = "seen", 0.1
 
@@ -51,11 +63,22 @@ def canned(replies: dict[int, list[tuple[str, bool]]]):
             messages = [*game.item.messages, {"role": "assistant", "content": text}]
             grade = game.task.grade(game.item, text)
             found.append(
-                SimpleNamespace(grade=grade, truncated=cut, length=len(text), messages=messages)
+                SimpleNamespace(
+                    grade=grade, truncated=cut, length=len(text), messages=messages, reply=text
+                )
             )
         return found
 
     return play
+
+
+def test_silence_is_not_chosen(lm, tmp_path, monkeypatch):
+    replies = {0: [("", False), ("so", False), ("a", False), ("abc", False)]}
+    monkeypatch.setattr(pairs, "play", canned(replies))
+    path = tmp_path / "pairs.jsonl"
+    assert pairs.write_pairs(lm, [(Brief(), 1.0)], path, count=1, tries=4) == {"brief": 1}
+    ((_, _, record),) = [JsonLines([path]).read(0)]
+    assert record["chosen"][0]["content"] == "a"
 
 
 def test_the_shortest_right_answer_beside_the_first_wrong_one(lm, tmp_path, monkeypatch):
