@@ -5,6 +5,7 @@
     books/*.txt,chats/*.jsonl:3      files; *.jsonl and *.parquet hold records, others plain text
     cats/                            a folder of captioned pictures
     hf/tatsu-lab/alpaca              a dataset of the Hugging Face hub, or of its cache
+    saved/chats/                     a folder that `save_to_disk` of `datasets` wrote
 
 Parts are separated by commas; a number after the last colon is the weight, 1 if absent. A name that
 is not built in is a path, in which `*`, `?`, `[...]` and `**` stand for what they do in a shell.
@@ -37,6 +38,7 @@ from herdling.inputs.images import ImageProcessor
 from herdling.inputs.tokenizer import Tokenizer
 
 _WEIGHT = re.compile(r"(.+):(\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+)", re.ASCII)
+_PACKED = (".7z", ".bz2", ".gz", ".lz4", ".tar", ".tgz", ".xz", ".zip", ".zst")
 _BUILTIN_TEXT = {"code": 4.0, "english": 3.0, "multilingual": 3.0}
 _BUILTIN_PICTURES = 3.0
 
@@ -160,7 +162,7 @@ def open_files(name: str, opening: Opening, known: Sequence[str] = ()) -> TextFi
 
     Raises ConfigError for a name that is none, nor one of `known`; DataError for broken files.
     """
-    if name.startswith(hub.PREFIX):
+    if name.startswith(hub.PREFIX) or hub.is_saved(Path(name)):
         return hub.HubRows(name, opening.split)
     if Path(name).is_dir():
         records = InMemory(image_folder(Path(name), opening.encoding_errors), opening.split)
@@ -202,6 +204,12 @@ def _kind(path: Path) -> str:
     suffix = path.suffix.lower()
     if suffix == ".json":
         raise ConfigError(f"{path}: one JSON value is no stream of records; remedy: JSON lines")
+    if suffix in _PACKED:  # its bytes are no text, and some would pass for it
+        raise ConfigError(f"{path}: a packed file is not read; remedy: unpack it")
+    if suffix == ".arrow":
+        raise ConfigError(
+            f"{path}: an Arrow file is not read alone; remedy: name the folder that save_to_disk wrote"
+        )
     return {".jsonl": "JSON lines", ".ndjson": "JSON lines", ".parquet": "Parquet tables"}.get(
         suffix, "text files"
     )

@@ -2,6 +2,7 @@
 
 import io
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 
 from herdling.data.hub import HubRows
-from herdling.data.spec import Opening, open_sources
+from herdling.data.spec import Opening, open_files, open_sources
 from herdling.errors import ConfigError, DataError, MissingExtra
 from herdling.inputs.images import ImageProcessor
 from herdling.inputs.tokenizer import Tokenizer
@@ -79,6 +80,35 @@ def test_rows_are_split_by_content(asked: list[tuple]) -> None:
     ((source, weight),) = open_sources("hf/some/alpaca:2", Opening(TOK))
     assert (source.size, weight) == (len(parts["train"].sizes), 2.0)
     assert source.example(3).tokens[0] == TOK.bos
+
+
+def test_a_folder_that_the_library_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pictures stand beside it; of several splits only `train` is read."""
+    rows = [{"text": "a cat", "image": "cat.png"}, {"text": "a dog", "image": None}]
+    try:
+        import datasets
+    except ImportError:
+        datasets = SimpleNamespace()
+        monkeypatch.setitem(sys.modules, "datasets", datasets)
+        saved: dict[str, Any] = {str(tmp_path): Rows(rows)}
+        saved[str(tmp_path / "splits")] = {"test": Rows(ROWS), "train": Rows(rows)}
+        monkeypatch.setattr(datasets, "load_from_disk", saved.__getitem__, raising=False)
+        (tmp_path / "splits").mkdir()
+        (tmp_path / "state.json").touch()
+        (tmp_path / "splits" / "dataset_dict.json").touch()
+    else:
+        whole = datasets.Dataset.from_list(rows)
+        whole.save_to_disk(tmp_path)
+        both = datasets.DatasetDict({"test": whole.select([1]), "train": whole})
+        both.save_to_disk(tmp_path / "splits")
+    for folder in (tmp_path, tmp_path / "splits"):
+        Image.new("RGB", (8, 8)).save(folder / "cat.png")
+        found = open_files(str(folder), Opening(TOK, "all"))
+        assert isinstance(found, HubRows)
+        assert [found.read(i)[1:] for i in range(2)] == [
+            (folder, {"text": "a cat", "images": ["cat.png"]}),
+            (folder, {"text": "a dog"}),
+        ]
 
 
 def test_refusals(asked: list[tuple], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,6 +91,11 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"a.json: one JSON value is no stream of records"):
         open_sources(str(tmp_path / "a.json"), Opening(TOK))
     (tmp_path / "a.json").unlink()
+    for packed, message in (("a.jsonl.gz", "a packed file"), ("a.arrow", "an Arrow file")):
+        (tmp_path / packed).write_text("a")
+        with pytest.raises(ConfigError, match=f"{packed}: {message} is not read"):
+            open_sources(str(tmp_path / packed), Opening(TOK))
+        (tmp_path / packed).unlink()
     (tmp_path / "a.txt").write_text("a")
     (tmp_path / "a.jsonl").write_text('{"text": "a"}')
     with pytest.raises(ConfigError, match=r"matches JSON lines and text files; name one kind each"):
