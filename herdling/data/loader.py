@@ -22,7 +22,7 @@ import torch
 
 from herdling import distributed
 from herdling.data.mixture import Mixture
-from herdling.data.packing import Piece, best_fit, cut, fill_row, stack
+from herdling.data.packing import IGNORE, Piece, best_fit, cut, fill_row, stack
 from herdling.data.sources import Example
 from herdling.errors import ConfigError, DataError
 
@@ -69,7 +69,7 @@ class Loader:
         self._digest = ""
         self._warned: set[str] = set()
         self._skipped = 0
-        """Examples of the window that did not fit a row; counted when its first row is given."""
+        """Examples of the window that were left out; counted when its first row is given."""
         self._thread = ThreadPoolExecutor(1, "loader") if prefetch else None
         self._coming: Future[tuple[Batch, dict[str, Any]]] | None = None
         self._state = self._place()
@@ -210,10 +210,12 @@ class Loader:
         while tokens < self._window_rows * self.length:
             number, index, example = self._mixture.next()
             found = cut(example, self.length, number, index)
-            if found is None:
-                self._skip(example, not pieces)
+            # A row of nothing but questions could end a run whose batches are small.
+            learnt = [piece for piece in found or () if (piece.labels != IGNORE).any()]
+            if not learnt:
+                self._skip(example, found is None, not pieces)
                 continue
-            for piece in found:
+            for piece in learnt:
                 tokens += len(piece.tokens)
                 if piece.tiles is not None:
                     held += piece.tiles.nbytes
@@ -221,11 +223,16 @@ class Loader:
                 pieces.append(piece)
         return pieces
 
-    def _skip(self, example: Example, alone: bool) -> None:
-        """Count an example that no row can hold; raise DataError where nothing else comes."""
+    def _skip(self, example: Example, long: bool, alone: bool) -> None:
+        """Count an example that no row can hold, or of which nothing is learnt; raise DataError where
+        nothing else comes."""
         self._skipped += 1
-        what = f"{example.domain}: an example with images has {len(example.tokens)} tokens"
-        remedy = f"rows hold {self.length}; remedy: a longer row, or smaller or fewer images"
+        if long:
+            what = f"{example.domain}: an example with images has {len(example.tokens)} tokens"
+            remedy = f"rows hold {self.length}; remedy: a longer row, or smaller or fewer images"
+        else:
+            what = f"{example.domain}: an example has no token to be learnt"
+            remedy = "remedy: examples in which the assistant says something"
         if alone and self._skipped == _MOST_SKIPPED:
             raise DataError(f"{what}, as have {_MOST_SKIPPED} in a row; {remedy}")
         if example.domain not in self._warned:

@@ -161,6 +161,29 @@ def test_examples_too_long_for_a_row_are_counted(caplog: pytest.LogCaptureFixtur
         next(Loader(Mixture([(Pictures(), 1)]), length=9, batch_size=2, pad=0))
 
 
+def test_pieces_of_which_nothing_is_learnt_are_no_rows() -> None:
+    class Long:
+        """A question of three rows and more, and an answer of two tokens."""
+
+        name, size = "long", None
+
+        def example(self, index: int) -> Example:
+            return Example([*range(35)], [i >= 33 for i in range(35)], None, "long")
+
+    class Mute(Long):
+        def example(self, index: int) -> Example:
+            return Example([*range(35)], [False] * 35, None, "mute")
+
+    loader = Loader(Mixture([(Long(), 1)]), length=10, batch_size=1, pad=0, window_rows=4)
+    for _ in range(10):
+        row = next(loader)
+        learnt = row["labels"] != -100
+        assert row["labels"][learnt].tolist() in ([33, 34], [33, 34] * 2)
+    assert loader.numbers()["skipped"] == 0
+    with pytest.raises(DataError, match="mute: an example has no token to be learnt, as have 1000"):
+        next(Loader(Mixture([(Mute(), 1)]), length=10, batch_size=1, pad=0, window_rows=4))
+
+
 def test_data_that_changed_or_settings_that_differ_are_errors(tmp_path: Path) -> None:
     def open_file() -> Loader:
         path = str(tmp_path / "a.txt")
