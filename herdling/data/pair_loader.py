@@ -122,16 +122,20 @@ class PairLoader:
     def _choose(self, weights: Sequence[float], count: int) -> list[tuple[int, int]]:
         """(number of the source, index) of each pair; of a file's pairs none comes twice."""
         places: list[tuple[int, int]] = []
+        fitting: set[int] = set()
         for number, index in by_turns([source.size for source in self._sources], weights):
             source = self._sources[number]
             pair = source.pair(index)
             if max(len(pair.chosen.tokens), len(pair.rejected.tokens)) > self.length:
-                self._skip(source.name, index + 1, bool(places))
+                self._skip(source.name, index + 1, number in fitting)
                 continue
+            fitting.add(number)
             places.append((number, index))
             for side in (pair.chosen, pair.rejected):
                 self._digest.update(np.array(side.tokens, dtype=np.int32).tobytes())
                 self._digest.update(np.array(side.loss_mask, dtype=bool).tobytes())
+                if side.tiles is not None:
+                    self._digest.update(side.tiles.numpy().tobytes())
             if len(places) == count:
                 break
         if not places:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import torch
+
 from herdling.data.record_source import joined, resolved
 from herdling.data.records import Records, Sides, sides
 from herdling.data.sources import Example
@@ -127,9 +129,18 @@ class RecordPairs:
             if "chosen" not in record:
                 raise DataError("is no preference pair: it has no 'chosen' and 'rejected'")
             asked = Sides(*(_located(side, folder) for side in sides(record)))
-            return render_pair(asked, self._tok, self._processor, record.get("tools"), self.name)
+            pair = render_pair(asked, self._tok, self._processor, record.get("tools"), self.name)
+            if _same(pair.chosen, pair.rejected):
+                raise DataError("chosen and rejected read the same")
+            return pair
         except Error as problem:
             raise DataError(f"{where}: {problem}") from problem
+
+
+def _same(one: Example, other: Example) -> bool:
+    if one.tokens != other.tokens or (one.tiles is None) != (other.tiles is None):
+        return False
+    return one.tiles is None or other.tiles is None or torch.equal(one.tiles, other.tiles)
 
 
 def _located(messages: Sequence[Mapping[str, Any]], folder: Path) -> list[dict[str, Any]]:

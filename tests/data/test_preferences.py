@@ -13,8 +13,9 @@ from PIL import Image
 
 from herdling.data import embedded
 from herdling.data.pair_loader import PairLoader
-from herdling.data.preferences import counted, open_pairs, render_pair
+from herdling.data.preferences import Pair, counted, open_pairs, render_pair
 from herdling.data.records import Sides, sides
+from herdling.data.sources import Example
 from herdling.data.spec import Opening, open_sources
 from herdling.errors import ConfigError, DataError
 from herdling.inputs.image_processor import ImageProcessor
@@ -253,6 +254,39 @@ def test_what_does_not_fit_is_left_out_and_counted(tok, tmp_path):
     assert (len(loader), loader.skipped) == (1, 1)
     with pytest.raises(DataError, match="no pair fits"):
         make(write(tmp_path / "q.jsonl", [long]), tok)
+
+
+def test_a_source_without_end_whose_pairs_are_all_too_long_is_told(tok, tmp_path):
+    class Long:
+        name, size = "long", None
+
+        def pair(self, index):
+            return Pair(*[Example([1] * 99, [True] * 99, None, "long")] * 2)
+
+    sources = [*opened(numbered(tmp_path, 3), tok), (Long(), 1.0)]
+    with pytest.raises(DataError, match="long: none of 1000 pairs fits a row of 64 tokens"):
+        PairLoader(sources, tok, count=9, batch_size=2, length=64)
+
+
+def test_another_picture_is_another_pair(tok, tmp_path):
+    parts = [{"type": "image", "image": "a.png"}, {"type": "text", "text": "Colour?"}]
+    record = {"prompt": [turn("user", parts)], "chosen": "red", "rejected": "blue"}
+    path = write(tmp_path / "p.jsonl", [record])
+    processor = ImageProcessor(size=32, patch_size=8)
+    digests = []
+    for colour in ("red", "blue"):
+        Image.new("RGB", (32, 32), colour).save(tmp_path / "a.png")
+        pairs = opened(path, tok, processor=processor)
+        digests.append(PairLoader(pairs, tok, count=1, batch_size=1, length=64).digest)
+    assert digests[0] != digests[1]
+
+
+def test_answers_that_read_the_same_are_told(tok, tmp_path):
+    calls = [{"name": "f", "arguments": a} for a in ({"x": 1}, '{"x":1}')]
+    said = [{"role": "assistant", "content": "", "tool_calls": [call]} for call in calls]
+    path = write(tmp_path / "p.jsonl", [{"prompt": "a", "chosen": said[:1], "rejected": said[1:]}])
+    with pytest.raises(DataError, match=r"p\.jsonl:1: chosen and rejected read the same"):
+        make(path, tok)
 
 
 def test_weights_are_shares(tok, tmp_path):
