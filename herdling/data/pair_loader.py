@@ -53,7 +53,7 @@ class PairLoader:
                 raise ConfigError(f"{name} is {value}; it must be at least 1")
         self._sources = [source for source, _ in sources]
         self._tok, self.length = tok, length
-        self._without: Shared = without
+        self.without: Shared = without
         self.batch_size, self._seed, self._rank, self._world = batch_size, seed, rank, world
         self.skipped = 0
         """Pairs left out because an answer with its question is longer than a row."""
@@ -104,7 +104,7 @@ class PairLoader:
         for place in chosen:
             number, index = self._places[place]
             pair = self._sources[number].pair(index)
-            for piece, mask in _pieces(pair, counted(pair, self._tok, self._without)):
+            for piece, mask in _pieces(pair, counted(pair, self._tok, self.without)):
                 pieces.append(piece)
                 masks.append(mask)
         rows, tiles = [], []

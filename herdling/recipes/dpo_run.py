@@ -59,10 +59,10 @@ def train(config: Config, name: str = "dpo") -> nn.Module:
 
 
 def _own_pairs(config: Config, tasks: str, opening: Opening) -> PairSource:
-    """The model's own answers, from OUT/rollouts.jsonl if it is there."""
+    """The model's own answers; a run that resumes has them in OUT/rollouts.jsonl."""
     path = config.out / "rollouts.jsonl"
     side = None if opening.processor is None else opening.processor.size
-    if distributed.is_main() and not path.exists():
+    if distributed.is_main() and not (config.resume and path.exists()):
         given = write_pairs(
             load(config.model),
             [(open_task(name, opening.seed, side), weight) for name, weight in parse(tasks)],
@@ -79,9 +79,12 @@ def _own_pairs(config: Config, tasks: str, opening: Opening) -> PairSource:
 def reference(run: Run, loader: PairLoader, path: Path) -> Tensor:
     """Log-probabilities of all answers under the untrained model, (pairs, 2), from `path` if it has them.
 
-    The file says which pairs and which weights it was computed on; one of others is written anew.
+    The file says which pairs and which weights it was computed on, and how; one of others is written
+    anew.
     """
-    key = f"{loader.digest} {_fingerprint(run.model)} {run.config.precision}"
+    config = run.config
+    how = f"{loader.without} {config.precision} {config.quantize} {config.qat}"
+    key = f"{loader.digest} {_fingerprint(run.model)} {how}"
     found = _cached(path, key)
     if found is not None:
         return found
@@ -89,7 +92,7 @@ def reference(run: Run, loader: PairLoader, path: Path) -> Tensor:
     places = range(0, len(loader), batch_size)[distributed.rank() :: distributed.world_size()]
     mine: list[tuple[int, list[list[float]]]] = []
     progress = Progress("reference", len(places), show=distributed.is_main())
-    with progress, torch.no_grad(), run.accelerator.autocast():
+    with progress, torch.no_grad(), run.arithmetic():
         for done, first in enumerate(places):
             batch = loader.batch(range(first, min(first + batch_size, len(loader))))
             batch = {k: v.to(run.accelerator.device) for k, v in batch.items()}
@@ -117,6 +120,6 @@ def _cached(path: Path, key: str) -> Tensor | None:
 def _fingerprint(model: nn.Module) -> str:
     """The weights as one word: their sums in float64, by name."""
     digest = hashlib.blake2b(digest_size=8)
-    for name, parameter in model.named_parameters():
-        digest.update(f"{name}={parameter.detach().double().sum().item()!r};".encode())
+    for name, tensor in model.state_dict().items():  # codes of a quantized model are buffers
+        digest.update(f"{name}={tensor.detach().double().sum().item()!r};".encode())
     return digest.hexdigest()

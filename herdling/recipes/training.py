@@ -13,7 +13,8 @@
 A recipe adds its batches, its loss and its hooks.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -149,9 +150,7 @@ class Run:
             lora.spare_idle_experts(optimizer, self.model)
         if distributed.is_main():
             settings.save(config, config.out / "config.yaml")
-        if config.precision in LOW:
-            low_precision.apply(self.model, config.precision)
-        try:
+        with self._few_bits():
             return fit(
                 self.model,
                 optimizer,
@@ -169,8 +168,23 @@ class Run:
                 if config.gradient_bits == 32
                 else Compression(config.gradient_bits),
             )
+
+    @contextmanager
+    def _few_bits(self) -> Iterator[None]:
+        if self.config.precision in LOW:
+            low_precision.apply(self.model, self.config.precision)
+        try:
+            yield
         finally:
             low_precision.remove(self.model)
+
+    @contextmanager
+    def arithmetic(self) -> Iterator[None]:
+        """In here the model computes as in a step of training, which is to be compared with it."""
+        half = self.config.precision == "fp16"
+        cast = LossScale().autocast if half else lambda _: self.accelerator.autocast()
+        with self._few_bits(), cast(self.accelerator.device):
+            yield
 
     def save(self, data: Sequence[str], note: str = "") -> LanguageModel:
         """Write OUT/model (an adapter merged) and OUT/adapter; `data` and `note` go into the card."""

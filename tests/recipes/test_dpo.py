@@ -17,7 +17,7 @@ from herdling.checkpoint import Card
 from herdling.errors import ConfigError, DataError
 from herdling.metrics import METRICS, read
 from herdling.optim.adamw import AdamWConfig
-from herdling.recipes import dpo
+from herdling.recipes import dpo, dpo_run
 from herdling.train.preference import PreferenceConfig
 from herdling.train.state import CheckpointConfig
 
@@ -74,6 +74,45 @@ def test_the_reference_is_kept_and_belongs_to_its_pairs_and_weights(base, run, t
     shutil.copy(run / "reference.safetensors", other / "reference.safetensors")
     dpo.main(config(base, other, steps=1, pairs=8))
     assert load_file(other / "reference.safetensors")["log_probs"].shape == (8, 2)
+
+
+def test_the_reference_of_other_settings_is_not_taken(base, run, tmp_path, monkeypatch):
+    """A run that was killed before its first step may be started again with others."""
+    made: list[str] = []
+    answers = dpo_run.answers
+    monkeypatch.setattr(dpo_run, "answers", lambda *given: made.append("batch") or answers(*given))
+    for i, (fields, count) in enumerate(
+        (({}, 0), ({"without": "none"}, 3), ({"qat": "w4a8"}, 3), ({"precision": "fp16"}, 3))
+    ):
+        out = tmp_path / str(i)
+        out.mkdir()
+        shutil.copy(run / "reference.safetensors", out / "reference.safetensors")
+        made.clear()
+        dpo.main(config(base, out, steps=1, **fields))
+        assert len(made) == count, fields
+        assert lines(out)[0]["rejected_reward"] == pytest.approx(0, abs=2e-3), fields
+
+
+def test_the_models_own_answers_are_those_of_this_run(base, tmp_path, monkeypatch):
+    played: list[Path] = []
+
+    def write(lm, tasks, path, **_):
+        played.append(path)
+        pair = {"prompt": "Say", "chosen": "yes", "rejected": "no"}
+        path.write_text("".join(json.dumps({**pair, "prompt": str(i)}) + "\n" for i in range(6)))
+        return {"form": 6}
+
+    monkeypatch.setattr(dpo_run, "write_pairs", write)
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "rollouts.jsonl").write_text(
+        '{"prompt": "of", "chosen": "another", "rejected": "run"}\n'
+    )
+    fields = {"data": "form", "rollouts": "form", "steps": 2}
+    dpo.main(config(base, out, **fields))
+    shutil.rmtree(out / "model")
+    dpo.main(config(base, out, resume=True, **fields))
+    assert played == [out / "rollouts.jsonl"]
 
 
 @pytest.mark.parametrize("lost", ["", "reference.safetensors"])
