@@ -12,15 +12,17 @@ rate still say what is hard for it. Pictures are shown to models of ours, not to
 and the pass rate look at the last answer of a conversation, which has one question before it or many.
 """
 
+import math
 import os
 import random
 import re
 import threading
 import zlib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import replace
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from herdling.data.sources import Example
 from herdling.errors import ConfigError, Error, InputError, require
@@ -41,6 +43,9 @@ _RATING = {"easy": 0.0, "medium": 0.5, "hard": 1.0}
 _MOST_CHARACTERS = 8000
 _AT_ONCE = 8
 _SECONDS = 60.0
+_TRIES = 3
+_PATIENCE = 300.0
+"""Most seconds that one request waits because the endpoint limits its rate."""
 
 
 class Judge(Protocol):
@@ -86,7 +91,11 @@ def as_text(example: Example, tok: Tokenizer) -> str:
     text = tok.decode(example.tokens)
     text = re.sub(r"<\|image_start\|>.*?<\|image_end\|>", "[image] ", text, flags=re.DOTALL)
     text = re.sub(r"<\|header_start\|>(.*?)<\|header_end\|>\s*", r"\n\1: ", text, flags=re.DOTALL)
-    return re.sub(r"<\|[^|>]*\|>", "", text).strip()[:_MOST_CHARACTERS]
+    text = re.sub(r"<\|[^|>]*\|>", "", text).strip()
+    if len(text) <= _MOST_CHARACTERS:
+        return text
+    half = _MOST_CHARACTERS // 2  # the answer, which is judged, stands at the end
+    return f"{text[:half]} [...] {text[-half:]}"
 
 
 class RandomJudge:
@@ -106,7 +115,9 @@ class LossJudge:
         self._lm = lm
 
     def rate(self, examples: Sequence[Example]) -> list[float | None]:
-        return list(example_losses(self._lm, examples))
+        # Where nothing is learnt but the end of the turn the loss is infinite, and nothing hard.
+        losses = example_losses(self._lm, examples)
+        return [loss if math.isfinite(loss) else None for loss in losses]
 
 
 class PassJudge:
@@ -177,16 +188,32 @@ class Endpoint:
     def __init__(self, url: str, model: str, tok: Tokenizer) -> None:
         self._httpx = require("httpx", "judge")
         self._url, self._model, self._tok = url.rstrip("/"), model, tok
-        key = os.environ.get("OPENAI_API_KEY", "none")
-        self._headers = {"Authorization": f"Bearer {key}"}
-        self._naming = threading.Lock()
+        parts = urlsplit(url)
+        if parts.username or parts.password or parts.query:
+            raise ConfigError(
+                f"judge {parts.hostname}: its address holds more than a host and a path, and runs "
+                "record it; remedy: the key goes into OPENAI_API_KEY"
+            )
+        self._key = os.environ.get("OPENAI_API_KEY", "").strip()
+        if not (self._key.isascii() and self._key.isprintable()):
+            raise ConfigError("OPENAI_API_KEY holds a character that cannot be sent; remedy: a key")
+        self._headers = {"Authorization": f"Bearer {self._key or 'none'}"}
+        self._naming, self._given_up = threading.Lock(), threading.Event()
 
     def rate(self, examples: Sequence[Example]) -> list[float | None]:
         with (
             self._httpx.Client(headers=self._headers, timeout=_SECONDS) as client,
             ThreadPoolExecutor(_AT_ONCE, "judge") as pool,
         ):
-            return list(pool.map(lambda example: self._ask(client, example), examples))
+            self._given_up.clear()
+            asked = [pool.submit(self._ask, client, example) for example in examples]
+            try:
+                for one in wait(asked, return_when=FIRST_EXCEPTION).done:
+                    one.result()
+                return [one.result() for one in asked]
+            finally:  # after an error or Ctrl-C nobody waits or asks on
+                self._given_up.set()
+                pool.shutdown(wait=False, cancel_futures=True)
 
     def _ask(self, client: Any, example: Example) -> float | None:
         content = QUESTION.format(as_text(example, self._tok))
@@ -215,18 +242,44 @@ class Endpoint:
         return self._model
 
     def _json(self, client: Any, method: str, path: str, body: Any) -> Any:
-        """One request, tried three times where the network or the server fails."""
-        problem = ""
-        for _ in range(3):
+        """One request, tried three times where the network or the server fails, and until its
+        patience ends where the server says that there are too many."""
+        problem, failed, limited, waited = "", 0, 0, 0.0
+        while True:
+            pause = 2.0**failed
             try:
                 reply = client.request(method, self._url + path, json=body)
                 if reply.status_code < 400:
                     return reply.json()
-                problem = f"status {reply.status_code}: {' '.join(reply.text.split())[:200]}"
-                if reply.status_code < 500 and reply.status_code != 429:
+                problem = f"status {reply.status_code}: {reply.text}"
+                if reply.status_code == 429:
+                    limited += 1
+                    pause = _seconds(reply.headers.get("retry-after", ""), 2.0 ** min(limited, 6))
+                elif reply.status_code < 500:
                     break
+                else:
+                    failed += 1
             except (self._httpx.HTTPError, ValueError) as error:
-                problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+                problem = f"{type(error).__name__}: {error}"
+                failed += 1
+            waited += pause
+            if failed == _TRIES or waited > _PATIENCE or self._wait(pause):
+                break
+        if self._key:  # which some servers say when they refuse it
+            problem = problem.replace(self._key, "***")
+        problem = " ".join(problem.split())[:200]
         raise Error(
             f"judge {self._url}{path}: {problem}; remedy: check the address and OPENAI_API_KEY"
         )
+
+    def _wait(self, seconds: float) -> bool:
+        """Wait, unless all is given up; whether it is."""
+        return self._given_up.wait(seconds)
+
+
+def _seconds(given: str, otherwise: float) -> float:
+    """What a Retry-After header asks for, at least one second; a date is not read."""
+    try:
+        return max(1.0, float(given))
+    except ValueError:
+        return otherwise

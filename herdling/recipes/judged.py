@@ -2,7 +2,8 @@
 
 herdling sft ... --judge loss:runs/base/model --keep hard:0.5
 
-RUN/ratings.jsonl    a line for each rated example; a run that was cut short goes on from there
+RUN/ratings.jsonl    a line for each rated example; a run that was cut short goes on from there,
+                     with the same judge
 RUN/judge.json       what was kept and dropped, by source
 """
 
@@ -74,7 +75,7 @@ def keep_part(
     if distributed.is_main():
         _rate(sources, places, spec, tok, seed, out / "ratings.jsonl")
     distributed.barrier()
-    known = _read(out / "ratings.jsonl")
+    known = _read(out / "ratings.jsonl", _by(spec, seed))
     rated = [(known[_word(sources[j][0].example(i))], j, i) for j, i in places]
     usable = [(r if side == "hard" else -r, -n, j, i) for n, (r, j, i) in enumerate(rated) if r is not None]  # fmt: skip
     if 2 * len(usable) < len(places):
@@ -82,7 +83,8 @@ def keep_part(
             f"judge {spec} gave a verdict on {len(usable)} of {len(places)} examples; remedy: a larger "
             "model, or loss:FOLDER"
         )
-    count = max(1, round(share * len(places)))
+    # Of the rated ones: else what has no verdict would be made up for by what is easy.
+    count = max(1, round(share * len(usable)))
     by_source: dict[int, list[int]] = defaultdict(list)
     for *_, j, i in sorted(usable, reverse=True)[:count]:
         by_source[j].append(i)
@@ -106,15 +108,18 @@ def keep_part(
             },
         )
         shares = ", ".join(f"{name} {lost:.0%}" for name, lost in dropped.items())
-        print(f"of {len(places)} examples {count} stay; dropped as {'easy' if side == 'hard' else 'hard'}: {shares}")  # fmt: skip
-    return kept, f"the {side} {share:.0%} of {len(places)} examples, rated by {spec}"
+        none = len(places) - len(usable)
+        unrated = f", {none} without a verdict," if none else ""
+        print(f"of {len(places)} examples{unrated} {count} stay; dropped as {'easy' if side == 'hard' else 'hard'}: {shares}")  # fmt: skip
+    return kept, f"the {side} {share:.0%} of {len(usable)} examples, rated by {spec}"
 
 
 def _rate(
     sources: Weighted, places: Sequence[tuple[int, int]], spec: str, tok: Tokenizer, seed: int, path: Path
 ) -> None:  # fmt: skip
     """Append the ratings that `path` does not have yet."""
-    known = _read(path)
+    by = _by(spec, seed)
+    known = _read(path, by)
     judge: Judge | None = None
     path.parent.mkdir(parents=True, exist_ok=True)
     with Progress("judge", len(places)) as progress, path.open("a", encoding="utf-8") as file:
@@ -131,20 +136,27 @@ def _rate(
                         "example": word,
                         "source": example.domain,
                         "rating": rating,
+                        "by": by,
                     }
                     file.write(json.dumps(line) + "\n")
                 file.flush()
             progress.update(start + len(part), "")
 
 
-def _read(path: Path) -> dict[str, float | None]:
+def _by(spec: str, seed: int) -> str:
+    """Whose ratings may stand in for one another: lots and sampled replies go by the seed too."""
+    return f"{spec} seed {seed}" if spec == "random" or spec.startswith("pass:") else spec
+
+
+def _read(path: Path, by: str) -> dict[str, float | None]:
     found: dict[str, float | None] = {}
     for line in path.read_text("utf-8").splitlines() if path.exists() else []:
         try:
             record = json.loads(line)
         except ValueError:
             continue  # the last line of a run that was killed; it is rated again
-        found[record["example"]] = record["rating"]
+        if record.get("by") == by:
+            found[record["example"]] = record["rating"]
     return found
 
 

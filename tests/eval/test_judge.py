@@ -5,6 +5,7 @@ python -m pytest tests/eval/test_judge.py
 
 import json
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 from typing import Any
@@ -58,6 +59,17 @@ def test_a_verdict_is_the_first_of_the_words(reply, rating):
 def test_the_text_has_turns_and_no_control_tokens(lm):
     shown = example(lm, "How many?", "Three.", Image.new("RGB", (32, 32)))
     assert as_text(shown, lm.tokenizer) == "user: [image] How many?\nassistant: Three."
+
+
+def test_a_long_example_keeps_its_answer(lm):
+    text = as_text(example(lm, "Begin " + "word " * 3000, "Three."), lm.tokenizer)
+    assert text.startswith("user: Begin word")
+    assert text.endswith("word \nassistant: Three.")
+    assert len(text) < 8100
+
+
+def test_an_empty_reply_has_no_loss(lm):
+    assert LossJudge(lm).rate([example(lm, "Say nothing.", "")]) == [None]
 
 
 def test_the_loss_is_that_of_the_answer(lm):
@@ -118,19 +130,21 @@ def test_a_model_is_asked_in_words(lm, monkeypatch):
 
 
 class Server:
-    """An endpoint that says what it is told to."""
+    """An endpoint that says what it is told to: status, value, perhaps seconds to wait."""
 
-    def __init__(self, replies: list[tuple[int, Any]]) -> None:
+    def __init__(self, replies: list[tuple[Any, ...]]) -> None:
         self.seen: list[tuple[str, str | None, Any]] = []
         server = self
 
         class Handler(BaseHTTPRequestHandler):
             def answer(self, body: Any) -> None:
                 server.seen.append((self.path, self.headers.get("Authorization"), body))
-                status, value = replies.pop(0) if len(replies) > 1 else replies[0]
+                status, value, *after = replies.pop(0) if len(replies) > 1 else replies[0]
                 text = json.dumps(value).encode()
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(text)))
+                for seconds in after:
+                    self.send_header("Retry-After", seconds)
                 self.end_headers()
                 self.wfile.write(text)
 
@@ -153,10 +167,18 @@ class Server:
 
 
 @pytest.fixture
+def slept(monkeypatch) -> list[float]:
+    """What was waited; nothing is."""
+    seconds: list[float] = []
+    monkeypatch.setattr(Endpoint, "_wait", lambda _, pause: seconds.append(pause))
+    return seconds
+
+
+@pytest.fixture
 def serve():
     made: list[Server] = []
 
-    def start(*replies: tuple[int, Any]) -> Server:
+    def start(*replies: tuple[Any, ...]) -> Server:
         made.append(Server(list(replies)))
         return made[-1]
 
@@ -179,11 +201,49 @@ def test_an_endpoint_is_asked_with_the_key(lm, serve, monkeypatch):
     assert "assistant: 4" in body["messages"][0]["content"]
 
 
-def test_an_endpoint_names_its_model_and_is_tried_again(lm, serve):
+def test_an_endpoint_names_its_model_and_is_tried_again(lm, serve, slept):
     server = serve((200, {"data": [{"id": "only"}]}), (503, {}), says("easy"))
     assert Endpoint(server.url, "", lm.tokenizer).rate([example(lm, "a", "b")]) == [0.0]
     assert [path for path, *_ in server.seen] == ["/v1/models", *["/v1/chat/completions"] * 2]
     assert server.seen[-1][2]["model"] == "only"
+    assert slept == [1.0]
+
+
+def test_an_endpoint_that_limits_its_rate_is_waited_for(lm, serve, slept):
+    limits = [(429, {}, "20"), (429, {}, "7.5"), (429, {}, "0"), (429, {}), (429, {}, "Fri, 1 Jan")]
+    server = serve(*limits, says("hard"))
+    assert Endpoint(server.url, "m", lm.tokenizer).rate([example(lm, "a", "b")]) == [1.0]
+    assert slept == [20.0, 7.5, 1.0, 16.0, 32.0]
+    slept.clear()
+    with pytest.raises(Error, match="status 429"):  # not for ever
+        Endpoint(serve((429, {}, "100")).url, "m", lm.tokenizer).rate([example(lm, "a", "b")])
+    assert slept == [100.0] * 3
+
+
+def test_an_error_ends_the_waiting_of_the_others(lm, serve):
+    limits = (429, {}, "200")
+    server = serve(limits, (400, {}), limits)
+    started = time.monotonic()
+    with pytest.raises(Error, match="status 400"):
+        Endpoint(server.url, "m", lm.tokenizer).rate([example(lm, "a", "b")] * 40)
+    assert time.monotonic() - started < 60
+    assert len(server.seen) < 40
+
+
+def test_the_key_is_not_told(lm, serve, slept, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sesame\n")
+    server = serve((401, {"error": "Incorrect key: sesame"}))
+    with pytest.raises(Error, match=r"Incorrect key: \*\*\*") as problem:
+        Endpoint(server.url, "m", lm.tokenizer).rate([example(lm, "a", "b")])
+    assert "sesame" not in str(problem.value)
+    assert server.seen[0][1] == "Bearer sesame"
+    for address in ("https://me:sesame@host/v1", "https://host/v1?key=sesame"):
+        with pytest.raises(ConfigError, match="judge host: its address holds more") as problem:
+            open_judge(f"{address}#m", lm.tokenizer)
+        assert "sesame" not in str(problem.value)
+    monkeypatch.setenv("OPENAI_API_KEY", "s\u00e9same")
+    with pytest.raises(ConfigError, match="OPENAI_API_KEY holds a character that cannot be sent"):
+        open_judge("https://host/v1#m", lm.tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +254,7 @@ def test_an_endpoint_names_its_model_and_is_tried_again(lm, serve):
         ((200, {"x": 1}), "no choices"),
     ],
 )
-def test_an_endpoint_that_fails_is_one_line(lm, serve, reply, message):
+def test_an_endpoint_that_fails_is_one_line(lm, serve, slept, reply, message):
     server = serve(reply)
     with pytest.raises(Error, match=message):
         Endpoint(server.url, "m", lm.tokenizer).rate([example(lm, "a", "b")])

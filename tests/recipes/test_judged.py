@@ -42,6 +42,19 @@ class Lengths:
         return [float(len(e.tokens)) for e in examples]
 
 
+class Fixed:
+    """Examples of these lengths."""
+
+    def __init__(self, name: str, lengths: list[int]) -> None:
+        self.name = name
+        self.size: int | None = len(lengths)
+        self.lengths = lengths
+
+    def example(self, index: int) -> Example:
+        n = self.lengths[index]
+        return Example([index, *range(n - 1)], [True] * n, None, self.name)
+
+
 def test_the_hard_part_is_kept_and_the_card_says_so(base, tmp_path, monkeypatch):
     monkeypatch.setattr(judged, "open_judge", lambda *_: Lengths())
     sft.main(config(base, tmp_path / "run", judge="lengths"))
@@ -57,15 +70,6 @@ def test_the_hard_part_is_kept_and_the_card_says_so(base, tmp_path, monkeypatch)
 def test_which_examples_are_trained_on(base, tmp_path, monkeypatch):
     monkeypatch.setattr(judged, "open_judge", lambda *_: Lengths())
     taken: dict[str, list[Example]] = {}
-
-    class Fixed:
-        def __init__(self, name: str, lengths: list[int]) -> None:
-            self.name, self.size = name, len(lengths)
-            self.lengths = lengths
-
-        def example(self, index: int) -> Example:
-            n = self.lengths[index]
-            return Example([index, *range(n - 1)], [True] * n, None, self.name)
 
     tok = Tokenizer.open(base)
     sources = [(Fixed("short", [3, 4, 5, 20]), 1.0), (Fixed("long", [30, 31, 2, 33]), 1.0)]
@@ -93,6 +97,31 @@ def test_a_killed_run_resumes_to_the_same_bytes(base, tmp_path):
     sft.main(config(base, tmp_path / "b", resume=True))
     for name in (METRICS, "model/model.safetensors"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_the_ratings_of_another_judge_are_not_taken(base, tmp_path, monkeypatch):
+    """A run that was killed before its first step may be started again with another."""
+    sources, tok = [(Fixed("all", [3, 4, 5, 20]), 1.0)], Tokenizer.open(base)
+    asked: list[tuple] = []
+    monkeypatch.setattr(judged, "open_judge", lambda *how: asked.append(how) or Lengths())
+    for spec, seed, times in (("x", 0, 1), ("x", 1, 1), ("y", 0, 2), ("x", 0, 2),
+                              ("random", 0, 3), ("random", 1, 4), ("random", 0, 4)):  # fmt: skip
+        judged.keep_part(sources, spec, "hard:0.5", 100, tok, seed, tmp_path)
+        assert len(asked) == times, (spec, seed)
+
+
+def test_what_has_no_verdict_is_not_made_up_for_by_what_is_easy(
+    base, tmp_path, monkeypatch, capsys
+):
+    class Some(Lengths):
+        def rate(self, examples: list[Example]) -> list[float | None]:
+            return [None if len(e.tokens) > 9 else float(len(e.tokens)) for e in examples]
+
+    monkeypatch.setattr(judged, "open_judge", lambda *_: Some())
+    sources, tok = [(Fixed("all", [3, 4, 5, 6, 20, 21, 22]), 1.0)], Tokenizer.open(base)
+    ((kept, _),), _ = judged.keep_part(sources, "x", "hard:0.5", 100, tok, 0, tmp_path)
+    assert sorted(len(kept.example(i).tokens) for i in range(kept.size or 0)) == [5, 6]
+    assert "of 7 examples, 3 without a verdict, 2 stay" in capsys.readouterr().out
 
 
 def test_a_judge_without_verdicts_is_an_error(base, tmp_path):
