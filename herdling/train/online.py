@@ -13,6 +13,7 @@ Left out: playing while training (asynchronous RL), and several processes.
 """
 
 import hashlib
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +35,8 @@ from herdling.train.config import OnlineConfig, PolicyConfig
 from herdling.train.loop import Batches
 from herdling.train.losses import Batch
 from herdling.train.policy import advantages, token_log_probs
+
+log = logging.getLogger(__name__)
 
 _FRUITLESS = 20
 """Waves without a single useful group after which a run does not even begin."""
@@ -90,7 +93,7 @@ class Online:
         self.accumulation, self.reference, self.examples = accumulation, reference, examples
         self.trainer = lm.model if trainer is None else trainer
         self.tasks = [task for task, _ in tasks]
-        self.prompts = [(t, i) for t in range(len(tasks)) for i in range(pool)]
+        self.prompts = [(t, i) for t in range(len(tasks)) for i in self._with_room(t, pool)]
         classes = [(t, round(4 * self._item(t, i).difficulty)) for t, i in self.prompts]
         self.filter = filtered
         self.curriculum = Curriculum(
@@ -141,6 +144,7 @@ class Online:
         if self.trainer is not self.lm.model:
             _copy_weights(self.trainer, self.lm.model)
         rates = self.curriculum.pass_rates(self._phase)
+        refills = 0 if self.filter is None else self.filter.refills
         drawn: list[int] = []
         wave = 0
         while True:
@@ -152,12 +156,15 @@ class Online:
             figures.kept += [g for g in groups if g.useful or self.filter is None]
             wave += 1
             enough = len(figures.kept) >= self.online.prompts
-            if self.filter is None or enough or (figures.kept and wave > self.filter.refills):
+            exhausted = len(drawn) == len(self.prompts)
+            spent = exhausted or wave > refills
+            if enough or (spent and figures.kept):
                 break
-            if wave > self.filter.refills and self._phase > 0:
-                figures.kept = groups  # without an advantage: nothing is learnt, nothing is lost
+            if spent and self._phase > 0:
+                # Without an advantage: nothing is learnt, nothing is lost.
+                figures.kept = figures.groups[-self.online.prompts :]
                 break
-            if wave == _FRUITLESS or not prompts:
+            if self._phase == 0 and not figures.kept and (exhausted or wave >= _FRUITLESS):
                 raise DataError(
                     f"{len(drawn)} prompts, {self.online.samples} rollouts each, and never did "
                     "grades differ: the tasks are solved or out of reach; remedy: other --tasks, or "
@@ -188,6 +195,25 @@ class Online:
             self.curriculum.record(group.prompt, group.grades, self._phase)
         return groups
 
+    def _with_room(self, task: int, pool: int) -> list[int]:
+        """Which of the first `pool` items of a task leave room for a reply that can be trained on."""
+        room = min(self.online.length, self.lm.config.text.max_position_embeddings)
+        sizes = []
+        for i in range(pool):
+            item = self._item(task, i)
+            sizes.append(len(self.lm.render(item.messages, item.tools or None).ids))
+        found = [i for i, size in enumerate(sizes) if size < room]
+        name = self.tasks[task].name
+        if not found:
+            raise DataError(
+                f"{name}: its prompts have {min(sizes)} tokens and more, which leaves no room for a "
+                f"reply among {room}; remedy: a larger --online.length, or other --tasks"
+            )
+        if len(found) < pool:
+            log.warning("%s: %d of %d prompts leave no room for a reply among %d tokens and are not "
+                        "asked", name, pool - len(found), pool, room)  # fmt: skip
+        return found
+
     def _batches(self, groups: Sequence[Group]) -> list[Batch]:
         """The groups as `updates` times `accumulation` micro-batches."""
         found: list[tuple[Rollout, float]] = []
@@ -197,6 +223,10 @@ class Online:
         fits = [(one, a) for one, a in found if self._fits(one)]
         self.figures.left_out = len(found) - len(fits)
         parts = self.online.updates * self.accumulation
+        if 0 < len(fits) < parts:  # each micro-batch needs one; others teach nothing
+            dropped = [group for group in self.figures.groups if group not in groups]
+            spare = [(one, 0.0) for group in dropped for one in group.rollouts if self._fits(one)]
+            fits += spare[: parts - len(fits)]
         if len(fits) < parts:
             raise DataError(
                 f"{len(fits)} of {len(found)} rollouts can be trained on, for {parts} micro-batches: "

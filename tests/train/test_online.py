@@ -227,6 +227,72 @@ def test_a_task_that_is_solved_on_the_way_teaches_nothing_and_ends_nothing():
     assert all(p.grad is None or not p.grad.any() for p in lm.model.parameters())
 
 
+def test_many_refills_end_no_run():
+    batches = online(new_lm(), FilterConfig(refills=30), prompts=1)
+    next(batches)
+    batches.tasks[0].grade = lambda item, reply: 1.0
+    next(batches)
+    assert len(batches.figures.groups) == 24
+
+
+def test_a_pool_that_is_all_drawn_is_no_error():
+    config = OnlineConfig(prompts=8, samples=4, max_tokens=5, length=64)
+    batches = Online(
+        new_lm(), [(Parity(), 1.0)], config, PolicyConfig(mask_truncated=False), FilterConfig(), pool=8
+    )  # fmt: skip
+    for _ in range(3):
+        next(batches)
+        assert 0 < len(batches.figures.kept) < len(batches.figures.groups) == 8
+    batches.tasks[0].grade = lambda item, reply: 1.0
+    next(batches)
+    assert batches.numbers()["useful_groups"] == 0
+    assert batches.numbers()["trained_pass_rate"] == 1
+
+
+@pytest.mark.parametrize("filtered", [FilterConfig(), None])
+def test_a_prompt_that_leaves_no_room_is_not_played(filtered, caplog):
+    lm = new_lm()
+
+    class Long(Parity):
+        """Every other prompt fills a row; one of them more than the context."""
+
+        def item(self, index: int, split: str) -> Item:
+            text = "x" * (40_000 if index == 3 else 1 + 80 * (index % 2))
+            return Item(ask(text), "", 0.5, str(index))
+
+    config = OnlineConfig(prompts=4, samples=4, max_tokens=5, length=64)
+    policy = PolicyConfig(mask_truncated=False)
+    batches = Online(lm, [(Long(), 1.0)], config, policy, filtered, pool=8)
+    assert "parity: 4 of 8 prompts leave no room for a reply among 64 tokens" in caplog.text
+    for _ in range(3):
+        next(batches)
+        assert all(int(group.rollouts[0].item.key) % 2 == 0 for group in batches.figures.groups)
+        assert batches.figures.left_out == 0
+    with pytest.raises(
+        DataError, match=r"parity: its prompts have .* no room for a reply among 9;"
+    ):
+        Online(lm, [(Long(), 1.0)], replace(config, length=9), policy, filtered, pool=8)
+
+
+def test_micro_batches_for_which_too_few_rollouts_teach_are_filled_up():
+    """One useful group with one rollout that ended: the others are of groups that were dropped."""
+    batches = online(new_lm(), FilterConfig(refills=0))
+    batches.accumulation = 3
+    fits = {"count": 0}
+
+    def first_of_the_kept(rollout) -> bool:
+        kept = any(rollout in group.rollouts for group in batches.figures.kept)
+        fits["count"] += kept
+        return not kept or fits["count"] == 1
+
+    batches._fits = first_of_the_kept
+    found = [next(batches) for _ in range(3)]
+    assert batches.figures.left_out == 4 * len(batches.figures.kept) - 1
+    learnt = [batch["advantages"][batch["labels"] != IGNORE].abs().sum().item() for batch in found]
+    assert learnt[0] > 0
+    assert learnt[1:] == [0, 0]
+
+
 def test_tasks_out_of_reach_are_told():
     class Never(Parity):
         def grade(self, item: Item, reply: str) -> float:
