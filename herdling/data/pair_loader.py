@@ -51,6 +51,9 @@ class PairLoader:
         for name, value in (("pairs", count), ("batch", batch_size), ("length", length)):
             if value < 1:
                 raise ConfigError(f"{name} is {value}; it must be at least 1")
+        names = [source.name for source, _ in sources]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"pairs of {', '.join(names)}: each may be named once")
         self._sources = [source for source, _ in sources]
         self._tok, self.length = tok, length
         self.without: Shared = without

@@ -12,6 +12,7 @@ is not built in is a path, in which `*`, `?`, `[...]` and `**` stand for what th
 """
 
 import glob
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -74,9 +75,9 @@ def parse(spec: str) -> list[tuple[str, float]]:
             raise ConfigError(
                 f"data is {spec!r}, which has an empty part; write such as code:2,a.txt"
             )
-        if weight <= 0:
+        if not 0 < weight < math.inf:
             raise ConfigError(
-                f"weight of {name} is {weight:g}; it must be above 0, or leave it out"
+                f"weight of {name} is {weight:g}; it must be above 0 and finite, or leave it out"
             )
         parts.append((name, weight))
     return parts

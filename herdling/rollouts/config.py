@@ -1,5 +1,6 @@
 """The settings of the curriculum, apart from its code: `--help` shows them without torch."""
 
+import math
 from dataclasses import dataclass
 
 from herdling.errors import ConfigError, at_least
@@ -27,8 +28,8 @@ class FilterConfig:
         at_least(self, "filter.", pool=1, memory=1, refills=0)
         if not 0 < self.easiest <= 1:
             raise ConfigError(f"filter.easiest is {self.easiest}; it must be in (0, 1]")
-        if not (self.floor > 0 and self.prior > 0):
+        if not (0 < self.floor < math.inf and 0 < self.prior < math.inf):
             raise ConfigError(
-                f"filter.floor is {self.floor} and prior {self.prior}; both must be above 0, else "
-                "what was too hard once is never asked again"
+                f"filter.floor is {self.floor} and prior {self.prior}; both must be finite and above "
+                "0, else what was too hard once is never asked again"
             )

@@ -89,6 +89,9 @@ class Online:
             raise ConfigError("RL runs in one process; remedy: start it without accelerate launch")
         if policy.kl > 0 and reference is None:
             raise ConfigError(f"policy.kl is {policy.kl}, but there is no reference model")
+        names = [task.name for task, _ in tasks]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"tasks {', '.join(names)}: each may be named once")
         self.lm, self.online, self.policy, self.seed = lm, online, policy, seed
         self.accumulation, self.reference, self.examples = accumulation, reference, examples
         self.trainer = lm.model if trainer is None else trainer

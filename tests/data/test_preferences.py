@@ -289,6 +289,12 @@ def test_answers_that_read_the_same_are_told(tok, tmp_path):
         make(path, tok)
 
 
+def test_each_source_is_named_once(tok, tmp_path):
+    path = numbered(tmp_path, 3)
+    with pytest.raises(ConfigError, match="each may be named once"):
+        make(f"{path},{path}:2", tok)
+
+
 def test_weights_are_shares(tok, tmp_path):
     one, two = numbered(tmp_path, 100), numbered(tmp_path, 100, "q.jsonl")
     loader = make(f"{one}:3,{two}:1", tok, count=40)

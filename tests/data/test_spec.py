@@ -84,6 +84,7 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         ("no.txt", "data 'no.txt': no such file"),
         ("code:x", "weight of code is 'x'; it must be a number above 0"),
         ("code:-1", "weight of code is '-1'; it must be a number above 0"),
+        ("code:1e999", "weight of code is inf; it must be above 0 and finite"),
     ):
         with pytest.raises(ConfigError, match=message):
             open_sources(name, Opening(TOK))

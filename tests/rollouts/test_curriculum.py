@@ -93,7 +93,8 @@ def test_the_record_survives():
 def test_refusals():
     with pytest.raises(ConfigError, match="no prompts"):
         Curriculum([], None)
-    for bad in ({"easiest": 0.0}, {"floor": 0.0}, {"pool": 0}, {"refills": -1}, {"prior": 0.0}):
+    for bad in ({"easiest": 0.0}, {"floor": 0.0}, {"pool": 0}, {"refills": -1}, {"prior": 0.0},
+                {"floor": math.inf}, {"prior": math.inf}):  # fmt: skip
         with pytest.raises(ConfigError, match=next(iter(bad))):
             FilterConfig(**bad)
 

@@ -400,3 +400,6 @@ def test_refusals():
             OnlineConfig(**{name: 0})
     with pytest.raises(ConfigError, match="samples is 1; it must be at least 2"):
         OnlineConfig(samples=1)
+    twice = [(Parity(), 1.0), (Parity(), 2.0)]
+    with pytest.raises(ConfigError, match="tasks parity, parity: each may be named once"):
+        Online(new_lm(), twice, OnlineConfig(), PolicyConfig(), None)
