@@ -36,7 +36,7 @@ HELP = """\
 /quit         end the session (also Ctrl-D)
 Ctrl-C        stop the reply"""
 # Escape sequences in a reply must not reach the terminal: all control characters but tab and newline.
-_UNSAFE = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
+UNSAFE = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
 
 
 @dataclass(frozen=True)
@@ -266,4 +266,4 @@ def _say(session: Session, text: str) -> None:
 
 
 def _print(piece: str) -> None:
-    print(piece.translate(_UNSAFE) if sys.stdout.isatty() else piece, end="", flush=True)
+    print(piece.translate(UNSAFE) if sys.stdout.isatty() else piece, end="", flush=True)

@@ -18,6 +18,7 @@ from rich.text import Text
 
 from herdling.errors import ConfigError
 from herdling.files import check_file, write_json
+from herdling.recipes.chat import UNSAFE
 
 MARKS = ("[+", "+]")
 """Around what carries loss, where there is no colour."""
@@ -132,7 +133,7 @@ def shown(tok: Any, ids: Sequence[int], mask: Sequence[bool], most: int, console
         if room <= 0:
             text.append(" ...", "bold")
             break
-        cut = part[:room]
+        cut = part[:room].translate(UNSAFE) if console.is_terminal else part[:room]
         if not learned:
             text.append(cut, "dim")
         elif console.no_color or not console.is_terminal:

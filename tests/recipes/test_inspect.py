@@ -73,6 +73,17 @@ def test_colours_on_a_terminal() -> None:
     assert cut.plain == TOK.decode(rendered.ids)[:10] + " ..."
 
 
+def test_no_escape_sequence_of_the_data_reaches_a_terminal() -> None:
+    rendered = chat.render(
+        [{"role": "assistant", "content": "a\x1b]0;b\x07\n\u009bc"}], TOK, None, False
+    )
+    console = Console(force_terminal=True, no_color=True)
+    text = inspect.shown(TOK, rendered.ids, rendered.loss_mask, 200, console).plain
+    assert "a\ufffd]0;b\ufffd\n\ufffdc" in text
+    piped = inspect.shown(TOK, rendered.ids, rendered.loss_mask, 200, Console(force_terminal=False))
+    assert "a\x1b]0;" in piped.plain
+
+
 def test_refusals(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = ["inspect", "--tokenizer", str(folder / "tok"), "--data"]
     for rest, message in (
