@@ -77,7 +77,7 @@ def main(config: Config) -> None:
             raise ConfigError(f"{name} is {getattr(config, name)}; it must be at least 1")
     check_file(config.json, "json")
     from herdling.data.mixture import Mixture
-    from herdling.data.packing import best_fit
+    from herdling.data.packing import IGNORE, best_fit, cut
     from herdling.data.spec import Opening, open_sources
     from herdling.inputs.tokenizer import Tokenizer
     from herdling.tasks.mixture import makers
@@ -101,9 +101,11 @@ def main(config: Config) -> None:
         share.pictures += 0 if example.tiles is None else len(example.tiles)
         share.longest = max(share.longest, size)
         share.over += size > config.length
-        share.lengths += [config.length] * (size // config.length) + [size % config.length]
-    lengths = [n for share in shares.values() for n in share.lengths if n]
-    fill = sum(lengths) / (len(best_fit(lengths, config.length)) * config.length)
+        pieces = cut(example, config.length) or []  # as the loader takes them
+        share.lengths += [len(p.tokens) for p in pieces if (p.labels != IGNORE).any()]
+    lengths = [n for share in shares.values() for n in share.lengths]
+    rows = len(best_fit(lengths, config.length))
+    fill = sum(lengths) / (rows * config.length) if rows else 0.0
     console.print(table(shares, config.length))
     console.print(f"rows of {config.length} tokens would be {fill:.1%} full")
     if config.json is not None:

@@ -45,6 +45,20 @@ def test_what_is_learned_is_marked(folder: Path, capsys: pytest.CaptureFixture[s
     assert "rows of 600 tokens would be" in printed
 
 
+def test_rows_are_those_of_the_loader(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A question of many rows and a picture that no row holds are in none."""
+    record = {"prompt": "the number " * 50, "completion": "yo", "split": "train"}
+    (folder / "b.jsonl").write_text(json.dumps(record) + "\n")
+    size = len(chat.render([{"role": "user", "content": record["prompt"]}], TOK).ids) + 3
+    rest = size % 64
+    assert rest > 4
+    base = ["inspect", "--tokenizer", str(folder / "tok"), "--count", "0", "--measure", "1"]
+    assert main([*base, "--data", f"{folder}/b.jsonl", "--length", "64"]) == 0
+    assert f"rows of 64 tokens would be {rest / 64:.1%} full" in capsys.readouterr().out
+    assert main([*base, "--data", "count_shapes", "--preset", "nano", "--length", "9"]) == 0
+    assert "rows of 9 tokens would be 0.0% full" in capsys.readouterr().out
+
+
 def test_pictures_are_counted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", "--data", "count_shapes", "--tokenizer", str(folder / "tok"), "--preset", "nano",
                  "--count", "1", "--measure", "5", "--form", "document"]) == 0  # fmt: skip
