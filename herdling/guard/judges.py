@@ -12,9 +12,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from herdling.errors import InputError
 from herdling.guard.classifier import ABOUT, Classifier
-from herdling.guard.prompt import MOST_TOKENS, SPEAKERS, Message, answer, question, text_of
-from herdling.guard.taxonomy import HAZARDS, Verdict, both
+from herdling.guard.prompt import (
+    ASKED,
+    MOST_TOKENS,
+    NOTHING,
+    SPEAKERS,
+    Message,
+    answer,
+    question,
+    text_of,
+)
+from herdling.guard.taxonomy import Verdict, both
 
 if TYPE_CHECKING:
     from herdling.infer.lm import LM
@@ -39,7 +49,10 @@ class TextJudge:
         self.classifier, self.name = classifier, name
 
     def judge(self, messages: Sequence[Message]) -> Verdict:
-        scores = self.classifier.scores("\n".join(text_of(m) for m in latest(messages)))
+        """Raises InputError where there is nothing to judge."""
+        if not (said := latest(messages)):
+            raise InputError(NOTHING)
+        scores = self.classifier.scores("\n".join(text_of(m) for m in said))
         found = sorted((c for c in scores if scores[c] >= self.classifier.threshold),
                        key=lambda c: -scores[c])  # fmt: skip
         return Verdict(tuple(found), max(scores.values()), self.name)
@@ -49,7 +62,7 @@ class ModelJudge:
     """A chat model tuned for the question in `prompt`, such as Llama Guard 4."""
 
     def __init__(
-        self, lm: "LM", name: str = "model", categories: Mapping[str, str] = HAZARDS
+        self, lm: "LM", name: str = "model", categories: Mapping[str, str] = ASKED
     ) -> None:
         self.lm, self.name, self.categories = lm, name, categories
         tok = lm.tokenizer
