@@ -8,6 +8,7 @@ A judge that is a model has an engine thread of its own, in which the judgements
 Verdicts go to the call's log line and to /metrics, without a word of what was said.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
@@ -59,8 +60,8 @@ class Guarding:
         return both([await self._one(judge, messages) for judge in self._judges])
 
     async def _one(self, judge: Judge, messages: Messages) -> Verdict:
-        if not isinstance(judge, ModelJudge):
-            return judge.judge(messages)
+        if not isinstance(judge, ModelJudge):  # a long text takes a while
+            return await asyncio.to_thread(judge.judge, messages)
         async with await self._workers[judge].submit([judge.request(messages)]) as tickets:
             async for _, event in tickets:
                 if event.error is not None:
@@ -69,24 +70,28 @@ class Guarding:
                     return judge.verdict(event.completion)
         raise errors.unavailable("The safeguard's engine has stopped", "guard_failed")
 
-    async def look(self, messages: Messages, where: str) -> Action:
-        """Judge, log, count; what is to be done."""
+    async def look(self, messages: Messages, where: str, told: set[tuple[str, str]]) -> Action:
+        """Judge, log, count; what is to be done. `told` is what was logged of this message before."""
         verdict = await self.judge(messages)
         action = self.policy.action(verdict)
-        if action != "ignore":
-            names = ",".join(verdict.categories)
+        new = {(action, name) for name in verdict.categories} - told
+        if action != "ignore" and new:
+            told |= new
+            names = ",".join(name for what, name in sorted(told) if what == action)
             note(**{f"guard_{where}": f"{action} {names} {verdict.score:.2f} {verdict.judge}"})
-            self._metrics.guarded(where, action, verdict.categories)
+            self._metrics.guarded(where, action, (name for _, name in new))
         return action
 
     async def incoming(self, messages: Messages) -> bool:
         """Whether the answer must be the policy's message. Raises ApiError where it is to be refused."""
-        action = await self.look(messages, "input") if self.policy.input else "ignore"
-        if action == "block":
+        actions = set()
+        for new in _asked(messages) if self.policy.input else ():
+            actions.add(await self.look(new, "input", set()))
+        if "block" in actions:
             raise errors.bad_request(
                 "The request was stopped by this server's safeguards", code="content_filter"
             )
-        return action == "replace"
+        return "replace" in actions
 
     def outgoing(self, conversations: Sequence[Messages]) -> "Watching | None":
         """Watches the replies to `conversations`, choice by choice; None where nobody wants that."""
@@ -111,6 +116,14 @@ class Guarding:
             worker.stop()
 
 
+def _asked(messages: Messages) -> list[Messages]:
+    """What comes in, up to each last message: where the caller has begun the reply, the question too."""
+    end = len(messages)
+    while end and messages[end - 1].get("role") == "assistant":
+        end -= 1
+    return [messages[:end], messages] if 0 < end < len(messages) else [messages]
+
+
 @dataclass
 class _Growing:
     """One reply: what is held back, and what has gone out."""
@@ -119,7 +132,9 @@ class _Growing:
     held: list[Delta] = field(default_factory=list)
     text: str = ""
     tokens: int = 0
+    calls: bool = False
     stopped: bool = False
+    told: set[tuple[str, str]] = field(default_factory=set)
 
     def release(self) -> list[Delta]:
         self.watch.passed()
@@ -150,13 +165,20 @@ class Watching:
         reply.watch.push(delta.text)
         if delta.call is not None:
             reply.watch.push(f"{delta.call.name}({delta.call.arguments})")
+            reply.calls = True
         ends = delta.finish is not None
+        if (
+            ends and reply.calls and delta.completion
+        ):  # calls too many for the reply are among its tokens
+            reply.watch.push("\n" + delta.completion.text)
         if reply.watch.due or (ends and reply.watch.waiting):
-            action = await self._guarding.look(reply.watch.messages(), "output")
+            action = await self._guarding.look(reply.watch.messages(), "output", reply.told)
             if action in ("block", "replace"):
                 return self._stop(reply, delta, action, replies)
             return reply.release()
-        return reply.release() if ends or not reply.watch.waiting else []
+        # A token may come without its text, which is held back while it could be a call.
+        waits = reply.watch.waiting or any(held.tokens for held in reply.held)
+        return reply.release() if ends or not waits else []
 
     def _stop(
         self, reply: _Growing, delta: Delta, action: Action, replies: "Replies"
