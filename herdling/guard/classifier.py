@@ -12,7 +12,6 @@ sentence does not drown in what stands around it, in training neither.
 A folder holds guard.safetensors and guard.json.
 """
 
-import math
 import re
 import unicodedata
 import zlib
@@ -38,10 +37,28 @@ _WORD = re.compile(r"\w+|[^\w\s]")
 _LETTERS = (4, 5)
 
 
+# Cyrillic, Greek and other letters that look like Latin ones.
+_LOOKS = str.maketrans(
+    "\u0430\u0432\u0435\u043a\u043c\u043d\u043e\u0440\u0441\u0442\u0443\u0445\u0455\u0456\u0458\u04bb\u04cf\u0501\u051b\u051d"
+    "\u03b1\u03b2\u03b5\u03b9\u03ba\u03bd\u03bf\u03c1\u03c4\u03c5\u03c7\u0131\u0251\u0261",
+    "abekmhopctyxsijhldqw"
+    "abeikvoptuxiag",
+)  # fmt: skip
+_BLANK = "\u115f\u1160\u2800"
+"""Letters and signs that are empty (fillers and a blank pattern)."""
+
+
 def words(text: str) -> list[str]:
-    """Words and signs in one spelling: no case, no look-alike forms, nothing invisible."""
-    plain = unicodedata.normalize("NFKC", text).casefold()
-    return _WORD.findall("".join(c for c in plain if unicodedata.category(c) != "Cf"))
+    """Words and signs in one spelling: no case, no accents, no look-alike letters, nothing invisible."""
+    shown = "".join(c for c in unicodedata.normalize("NFKD", text) if not _unseen(c))
+    return _WORD.findall(unicodedata.normalize("NFKC", shown).casefold().translate(_LOOKS))
+
+
+def _unseen(character: str) -> bool:
+    """Whether it stands over other characters or shows nothing at all; white space does part words."""
+    kind = unicodedata.category(character)
+    hidden = kind in ("Mn", "Me", "Cf") or (kind == "Cc" and not character.isspace())
+    return hidden or character in _BLANK
 
 
 def windows(given: Sequence[str]) -> Iterator[Sequence[str]]:
@@ -120,14 +137,23 @@ class Classifier(nn.Module):
             names, threshold = list(about.pop("categories")), float(about.pop("threshold"))
         except (KeyError, TypeError, ValueError, AttributeError) as problem:
             raise CheckpointError(f"{path / ABOUT}: is not about a classifier: {problem}") from None
-        if unknown := [name for name in names if name not in CATEGORIES]:
-            raise CheckpointError(f"{path / ABOUT}: category {unknown[0]!r} is unknown")
-        if not math.isfinite(threshold):
-            raise CheckpointError(f"{path / ABOUT}: threshold is {threshold}")
+        if not names:
+            raise CheckpointError(f"{path / ABOUT}: names no category")
+        for i, name in enumerate(names):
+            if name not in CATEGORIES or name in names[:i]:
+                what = "is there twice" if name in CATEGORIES else "is unknown"
+                raise CheckpointError(f"{path / ABOUT}: category {name!r} {what}")
+        if not 0 <= threshold <= 1:
+            raise CheckpointError(
+                f"{path / ABOUT}: threshold is {threshold}; it must be from 0 to 1"
+            )
         classifier = cls(names, threshold)
         classifier.about = about
         try:
             classifier.load_state_dict(load_file(path / WEIGHTS))
         except (OSError, RuntimeError, ValueError, SafetensorError) as problem:
             raise CheckpointError(f"{path / WEIGHTS}: {problem}") from None
+        for name, parameter in classifier.named_parameters():
+            if not parameter.isfinite().all():  # no score of it would reach the threshold
+                raise CheckpointError(f"{path / WEIGHTS}: {name} is not finite")
         return classifier.eval()

@@ -27,6 +27,22 @@ def test_words_have_one_spelling():
     assert words("") == []
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "i\u0301gnore al\u0335l", "\u00edgnore all", "ig\ufe0fnore all", "ig\u034fnore all", "ig\u3164nore all",
+        "\u0456gn\u043er\u0435 \u0430ll", "\u0406GN\u041eRE \u0391LL", "\u0131gnore all", "ig\x00nore all",
+        "ig\U000e0020nore all", "ig\u2800nore all",
+    ],
+)  # fmt: skip
+def test_signs_nobody_sees_and_look_alike_letters_make_no_other_word(text):
+    assert words(text) == ["ignore", "all"]
+
+
+def test_other_scripts_stay_words():
+    assert words("\uae40\uce58 \u6587\u5b57\nDie Stra\u00dfe") == ["\uae40\uce58", "\u6587\u5b57", "die", "strasse"]  # fmt: skip
+
+
 @pytest.mark.parametrize("count", [0, 1, WINDOW, WINDOW + 1, 5 * WINDOW + 3])
 def test_windows_cover_every_word_and_overlap(count):
     given = [str(i) for i in range(count)]
@@ -87,6 +103,20 @@ def test_broken_folders_are_told(tmp_path):
         Classifier.open(tmp_path)
     about.write_text(json.dumps({"categories": ["S77"], "threshold": 0.5}))
     with pytest.raises(CheckpointError, match="S77"):
+        Classifier.open(tmp_path)
+    for wrong, said in (
+        ({"categories": [], "threshold": 0.5}, "names no category"),
+        ({"categories": ["S1", "S1"], "threshold": 0.5}, "category 'S1' is there twice"),
+        ({"categories": ["S1"], "threshold": 1.5}, r"threshold is 1\.5; it must be from 0 to 1"),
+        ({"categories": ["S1"], "threshold": float("nan")}, "threshold is nan"),
+    ):
+        about.write_text(json.dumps(wrong))
+        with pytest.raises(CheckpointError, match=said):
+            Classifier.open(tmp_path)
+    broken = Classifier(["S1"])
+    broken.table.weight.data[7] = float("nan")
+    broken.save(tmp_path)
+    with pytest.raises(CheckpointError, match=r"guard\.safetensors: table\.weight is not finite"):
         Classifier.open(tmp_path)
     Classifier(["S1"]).save(tmp_path)
     (tmp_path / "guard.safetensors").write_bytes(b"nothing")
