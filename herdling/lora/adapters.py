@@ -113,12 +113,23 @@ class Adapters:
                 parameter.requires_grad_(True)
             self._frozen = []
 
-    def freeze(self) -> None:
-        """Let no parameter of the model itself be trained, until the last adapter is gone."""
-        own = [p for p in self.model.parameters() if p.requires_grad]
-        for parameter in own:
+    def train(self, name: str, factors: Mapping[Site, Factors]) -> None:
+        """Put a further adapter on that every token uses, and freeze the model until the last is gone.
+
+        Raises ConfigError where one is in training already.
+        """
+        self.check_idle()
+        others = [p for p in self.model.parameters() if p.requires_grad]
+        self.add(name, factors)
+        for parameter in others:
             parameter.requires_grad_(False)
-        self._frozen += own
+        self._frozen += others
+        self.default = name
+
+    def check_idle(self) -> None:
+        """Raise ConfigError where an adapter is in training."""
+        if self.default is not None:
+            raise ConfigError(f"adapter {self.default!r} is in training; merge or remove it first")
 
     @contextmanager
     def using(
@@ -187,21 +198,23 @@ def attach(model: nn.Module, config: LoraConfig, name: str = "adapter", seed: in
     """Freeze the model and put a new adapter on it that every token uses and that can be trained.
 
     It changes nothing yet: A is uniform in +-1/sqrt(in), a function of seed and name, B is 0.
-    Raises ConfigError for targets that match nothing, or DoRA on experts or router.
+    Raises ConfigError for targets that match nothing, a rank beyond every matrix, or DoRA on experts
+    or router.
     """
     adapters = of(model)
-    if adapters.default is not None:
-        raise ConfigError(f"adapter {adapters.default!r} is in training; merge or remove it first")
+    adapters.check_idle()
     found = select(model, config.targets)
     if config.dora and (wrong := [s for s in found if s.kind in ("experts", "router")]):
         raise ConfigError(
             f"lora dora=true does not work on {wrong[0].kind}, which targets name; "
             "leave them out, or dora"
         )
-    adapters.freeze()
-    fresh = {site: new_factors(model, site, config, seed) for site in found}
-    adapters.add(name, fresh)
-    adapters.default = name
+    longest = max(max(shape_of(model, site)[-2:]) for site in found)
+    if config.r > longest:
+        raise ConfigError(
+            f"lora r is {config.r}; no matrix that it reaches has more than {longest} rows or columns"
+        )
+    adapters.train(name, {site: new_factors(model, site, config, seed) for site in found})
     return adapters
 
 

@@ -36,6 +36,10 @@ class LoraConfig:
             raise ConfigError(f"lora alpha is {self.alpha}; it must be above 0")
         if not self.targets:
             raise ConfigError("lora targets is empty; example: targets=attention+experts")
+        if "" in self.targets:
+            raise ConfigError(
+                "lora targets has an empty name in it; example: targets=attention+experts"
+            )
 
     @classmethod
     def parse(cls, text: str) -> "LoraConfig":
@@ -63,7 +67,7 @@ def _value(name: str, text: str) -> Any:
     except ValueError:
         raise ConfigError(f"lora {name} is {text!r}; it must be a number") from None
     if name == "targets":
-        return tuple(filter(None, text.split("+")))
+        return tuple(part.strip() for part in text.split("+"))
     if text.lower() not in ("true", "false"):
         raise ConfigError(f"lora {name} is {text!r}; it must be true or false")
     return text.lower() == "true"

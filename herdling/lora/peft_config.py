@@ -6,6 +6,7 @@ are regular expressions over the end of a name.
 """
 
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -63,8 +64,39 @@ class PeftConfig:
                 f"{file}: init_lora_weights is {raw['init_lora_weights']!r}, for which peft changes "
                 "the base model too; remedy: convert it to a plain LoRA in peft, or merge it there"
             )
+        self._check_types()
         self.rslora, self.dora = bool(raw.get("use_rslora")), bool(raw.get("use_dora"))
         self.version = str(raw.get("peft_version") or "")
+
+    def _check_types(self) -> None:
+        """Raise CheckpointError for a setting of another type than peft gives it."""
+        for key in ("use_rslora", "use_dora"):
+            if not isinstance(value := self.raw.get(key), bool | None):
+                raise CheckpointError(f"{self.file}: {key} is {value!r}; it must be true or false")
+        for key in ("target_modules", "exclude_modules", "target_parameters"):
+            value, one = self.raw.get(key), key != "target_parameters"
+            if one and isinstance(value, str):
+                self._compile(key, value)
+            elif value is not None and not (
+                isinstance(value, list) and all(isinstance(name, str) for name in value)
+            ):
+                what = "names or a regular expression" if one else "names"
+                raise CheckpointError(f"{self.file}: {key} is {value!r}; it must be {what}")
+        for key in ("rank_pattern", "alpha_pattern"):
+            if not isinstance(value := self.raw.get(key) or {}, dict):
+                raise CheckpointError(
+                    f"{self.file}: {key} is {value!r}; it must map patterns to numbers"
+                )
+            for pattern in value:
+                self._compile(key, pattern)
+
+    def _compile(self, key: str, pattern: str) -> None:
+        try:
+            re.compile(pattern)
+        except re.error as problem:
+            raise CheckpointError(
+                f"{self.file}: {key}: {pattern!r} is no regular expression: {problem}"
+            ) from None
 
     def targets(self, model: nn.Module) -> dict[Site, Target]:
         """The matrices that this config means; CheckpointError where a name matches none."""
@@ -78,33 +110,41 @@ class PeftConfig:
                 r = self._pattern("rank_pattern", name, self.raw.get("r"))
                 alpha = self._pattern("alpha_pattern", name, self.raw.get("lora_alpha"))
                 found[site] = Target(int(r), float(alpha), by_parameter)
-        names = [modules] if isinstance(modules, str) else list(modules or ())
-        for name in [*names, *(parameters or ())]:
-            if not any(self._means(site, name) for site in known):
-                raise CheckpointError(f"{self.file}: target {name!r} matches nothing in this model")
+        for name in [modules] if isinstance(modules, str) else modules or ():
+            mine = name if isinstance(modules, str) else (name,)
+            self._check_meant(name, (_is_module(site, mine) for site in known))
+        for name in parameters or ():
+            self._check_meant(name, (_ends(site.parameter, (name,)) for site in known))
         return found
 
-    def _module(self, site: Site, modules: str | Sequence[str] | None) -> bool:
-        if site.fused or not modules:
-            return False
-        excluded = self.raw.get("exclude_modules") or ()
-        if _ends(site.path, excluded):
-            return False
-        if modules == "all-linear":
-            return site.kind != "head"
-        return _ends(site.path, modules)
+    def _check_meant(self, name: str, matches: Iterable[bool]) -> None:
+        if not any(matches):
+            raise CheckpointError(f"{self.file}: target {name!r} matches nothing in this model")
 
-    def _means(self, site: Site, name: str) -> bool:
-        if name == self.raw.get("target_modules"):  # a regular expression
-            return self._module(site, name)
-        return _ends(site.path, (name,)) or _ends(site.parameter, (name,))
+    def _module(self, site: Site, modules: str | Sequence[str] | None) -> bool:
+        excluded = self.raw.get("exclude_modules") or ()
+        return _is_module(site, modules or ()) and not _ends(site.path, excluded)
 
     def _pattern(self, key: str, name: str, default: Any) -> float:
         patterns: Mapping[str, Any] = self.raw.get(key) or {}
         value = next((v for k, v in patterns.items() if re.match(rf"(.*\.)?({k})$", name)), default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-            raise CheckpointError(f"{self.file}: {key} or default for {name} is {value!r}")
+        whole = key == "rank_pattern"
+        fits = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+        if not fits or not 0 < value <= sys.float_info.max:
+            raise CheckpointError(
+                f"{self.file}: {key} or default for {name} is {value!r}; it must be a "
+                f"{'whole ' if whole else ''}number above 0"
+            )
         return value
+
+
+def _is_module(site: Site, modules: str | Iterable[str]) -> bool:
+    """Whether names, or one regular expression, of `target_modules` mean a site."""
+    if site.fused:
+        return False
+    if modules == "all-linear":
+        return site.kind != "head"
+    return _ends(site.path, modules)
 
 
 def _ends(name: str, targets: str | Iterable[str]) -> bool:

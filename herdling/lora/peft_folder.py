@@ -97,14 +97,10 @@ def load(model: nn.Module, folder: Path | str, name: str, *, trainable: bool = F
         for site, target in targets.items()
     }
     stored.finish(model)
-    adapters = of(model)
-    if trainable:
-        adapters.freeze()
     for own in factors.values():
         own.requires_grad_(trainable)
-    adapters.add(name, factors)
-    if trainable:
-        adapters.default = name
+    adapters = of(model)
+    (adapters.train if trainable else adapters.add)(name, factors)
     return adapters
 
 

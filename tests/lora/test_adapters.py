@@ -209,6 +209,14 @@ def test_one_adapter_at_a_time_is_trained(make_model, put_on):
         lora.attach(model, LoraConfig(), "other")
 
 
+def test_a_rank_beyond_every_matrix_is_refused(make_model):
+    model = make_model()
+    with pytest.raises(ConfigError, match="lora r is 10000000; no matrix that it reaches has more than"):  # fmt: skip
+        lora.attach(model, LoraConfig(r=10_000_000))
+    assert lora.of(model).names == []
+    assert all(p.requires_grad for p in model.parameters())
+
+
 def test_a_half_precision_model_gets_factors_of_its_type(make_model, put_on, ids):
     model = make_model().to(torch.bfloat16)
     put_on(model)

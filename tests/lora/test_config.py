@@ -12,6 +12,7 @@ def test_what_people_type():
     )
     assert LoraConfig.parse("") == LoraConfig()
     assert LoraConfig.parse("rslora=false,r=2") == LoraConfig(r=2)
+    assert LoraConfig.parse("targets=attention + head").targets == ("attention", "head")
 
 
 @pytest.mark.parametrize(
@@ -25,7 +26,9 @@ def test_what_people_type():
         ("r=0", "lora r is 0; it must be at least 1"),
         ("alpha=-1", r"lora alpha is -1\.0; it must be above 0"),
         ("alpha=nan", "lora alpha is nan"),
-        ("targets=+", "lora targets is empty"),
+        ("targets=+", "lora targets has an empty name in it"),
+        ("targets=attention+", "lora targets has an empty name in it"),
+        ("targets=attention++experts", "lora targets has an empty name in it"),
         ("dora=yes", "lora dora is 'yes'; it must be true or false"),
     ],
 )

@@ -156,6 +156,20 @@ def test_training_goes_on_from_a_folder(make_model, put_on, ids, tmp_path):
     }
 
 
+def test_a_name_that_is_taken_leaves_the_model_as_it_was(make_model, folder):
+    model = make_model()
+    lora.load(model, folder, "a")
+    for again in (lambda: lora.load(model, folder, "a", trainable=True), lambda: lora.attach(model, lora.LoraConfig(), "a")):  # fmt: skip
+        with pytest.raises(ConfigError, match="adapter 'a' is there already"):
+            again()
+    assert lora.of(model).default is None
+    assert all(p.requires_grad == (".lora." not in n) for n, p in model.named_parameters())
+    lora.load(model, folder, "b", trainable=True)
+    with pytest.raises(ConfigError, match="adapter 'b' is in training; merge or remove it first"):
+        lora.load(model, folder, "c", trainable=True)
+    assert lora.of(model).names == ["a", "b"]
+
+
 @pytest.fixture
 def folder(make_model, put_on, tmp_path):
     model = make_model()
@@ -217,6 +231,24 @@ def test_tensors_that_do_not_fit_are_errors_and_leave_the_model_plain(make_model
         ({"use_dora": True}, "use_dora does not go with|magnitude_vector is missing"),
         ({"r": 4}, r"need \[4, "),
         ({"r": None}, "rank_pattern or default for .* is None"),
+        ({"r": 3.5}, r"rank_pattern or default for .* is 3\.5; it must be a whole number above 0"),
+        ({"lora_alpha": float("nan")}, "alpha_pattern or default for .* is nan; it must be a number above 0"),
+        ({"lora_alpha": float("inf")}, "alpha_pattern or default for .* is inf"),
+        ({"lora_alpha": 10**400}, "alpha_pattern or default for .* is 1000"),
+        ({"alpha_pattern": {"q_proj": "6"}}, "alpha_pattern or default for .* is '6'"),
+        ({"rank_pattern": ["q_proj"]}, r"rank_pattern is \['q_proj'\]; it must map patterns"),
+        ({"rank_pattern": {"(": 3}}, r"rank_pattern: '\(' is no regular expression"),
+        ({"alpha_pattern": "q_proj"}, "alpha_pattern is 'q_proj'; it must map patterns"),
+        ({"target_modules": 3}, "target_modules is 3; it must be names or a regular expression"),
+        ({"target_modules": [3]}, r"target_modules is \[3\]; it must be names"),
+        ({"target_modules": "("}, r"target_modules: '\(' is no regular expression"),
+        ({"exclude_modules": 3}, "exclude_modules is 3; it must be names"),
+        ({"exclude_modules": "*"}, r"exclude_modules: '\*' is no regular expression"),
+        ({"target_parameters": "experts.down_proj"}, "target_parameters is 'experts.down_proj'; it must be names"),
+        ({"target_parameters": [*BOTH, "q_proj"]}, "target 'q_proj' matches nothing"),
+        ({"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "experts.down_proj"]}, "target 'experts.down_proj' matches nothing"),
+        ({"use_rslora": "false"}, "use_rslora is 'false'; it must be true or false"),
+        ({"use_dora": 1}, "use_dora is 1; it must be true or false"),
         ({"target_modules": ["q_proj"]}, "is unexpected"),
     ],
 )  # fmt: skip
