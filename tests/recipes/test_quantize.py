@@ -119,6 +119,7 @@ def test_chosen_targets_and_other_types(folder, tmp_path):
         (["--format", "int4_g128"], "groups of 128 do not divide its 96 inputs"),
         (["--format", "int8", "--targets", "expert"], "did you mean experts?"),
         (["--format", "int8", "--targets", ","], "targets ',' has an empty name"),
+        (["--format", "int8", "--targets", "experts,none"], "target 'none' matches nothing"),
         (
             ["--format", "ternary", "--method", "gptq"],
             "one for each expert; remedy: --method nearest",
