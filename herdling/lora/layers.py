@@ -65,6 +65,7 @@ class Factors(nn.Module):
         assert self.magnitude is not None
         with torch.no_grad():
             length = torch.linalg.vector_norm(weight + self.change().to(weight.dtype), dim=1)
+            length.masked_fill_(length == 0, 1)  # a row of zeros has no direction, and stays one
         return self.magnitude / length
 
     def change(self) -> Tensor:

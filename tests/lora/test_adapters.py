@@ -154,6 +154,22 @@ def test_dora_is_the_paper_s_formula(make_model, put_on):
         lora.attach(make_model(), LoraConfig(dora=True))
 
 
+def test_dora_leaves_a_row_of_zeros_one(make_model, put_on):
+    model = make_model()
+    layer = model.model.layers[0].feed_forward.gate_proj
+    with torch.no_grad():
+        layer.weight[3] = 0  # as pruning makes them
+    lora.attach(model, LoraConfig(targets=("dense",), dora=True))
+    x = torch.randn(4, layer.in_features)
+    out = layer(x)
+    assert torch.equal(out, torch.nn.functional.linear(x, layer.weight))
+    out.sum().backward()
+    assert all(p.grad.isfinite().all() for p in layer.lora.parameters())
+    lora.merge(model)
+    assert (layer.weight[3] == 0).all()
+    assert layer.weight.isfinite().all()
+
+
 @pytest.mark.parametrize("fields", VARIANTS.values(), ids=VARIANTS)
 def test_each_token_of_a_call_uses_its_own_adapter(make_model, put_on, ids, fields):
     """One call on rows with a, b and none against three models, each with its weights summed."""
