@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from herdling import lora
-from herdling.errors import ConfigError, Error
+from herdling.errors import ConfigError, Error, InputError
 from herdling.infer.costs import predict
 from herdling.infer.drafts import Drafter
 from herdling.infer.guessing import MOST, Guessing
@@ -112,7 +112,7 @@ class Engine:
             if adapt_guesses and not drafter.sampled:
                 self._guessing = Guessing(costs)
         self._compiler: GrammarCompiler | None = None
-        self._next = 0
+        self._next, self._changes = 0, 0
         self._ended: deque[Event] = deque()
         self._counts = Counts()
         self._open: Stepper | None = None
@@ -196,7 +196,13 @@ class Engine:
         scheduler = self._ready().scheduler
         index, self._next = self._next, self._next + 1
         sequence = Running(
-            index, request, self.model.config, self.tokenizer, scheduler.store, scheduler.pages
+            index,
+            request,
+            self.model.config,
+            self.tokenizer,
+            scheduler.store,
+            scheduler.pages,
+            lora.of(self.model).key(request.adapter),
         )
         if request.grammar is not None:
             sequence.matcher = self._grammars.matcher(request.grammar, request.stop_ids)
@@ -221,6 +227,7 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> list[Event]:
         """Compute one step; returns what it brought, in the order of the requests' rank."""
+        self._drop_unadapted()
         events = list(self._ended)
         self._ended.clear()
         stepper = self._ready()
@@ -237,6 +244,22 @@ class Engine:
             count = sum(len(piece.guess.tokens) for piece in pieces if piece.guess)
             self._guessing.note(tokens + count, count, time.perf_counter() - begun - guessed)
         return events
+
+    def _drop_unadapted(self) -> None:
+        """End the requests whose adapter was taken off, though another one may have its name by now."""
+        adapters = lora.of(self.model)
+        if self._changes == adapters.changes:
+            return
+        self._changes = adapters.changes
+        scheduler = self._ready().scheduler
+        for sequence in scheduler.sequences:
+            name = sequence.request.adapter
+            if name is None or adapters.key(name) == sequence.adapter:
+                continue
+            scheduler.remove(sequence.index)
+            problem = InputError(f"adapter {name!r} was taken off while the request was under way")
+            self._counts.finished += 1
+            self._ended.append(Event(sequence.index, None, 0.0, "", error=problem))
 
     def forget(self) -> None:
         """Drop what is kept for reuse. Changes of the weights are noticed when the engine is idle,

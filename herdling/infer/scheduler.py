@@ -73,6 +73,11 @@ class Scheduler:
     def waiting(self) -> int:
         return len(self._queue)
 
+    @property
+    def sequences(self) -> list[Sequence]:
+        """All, running and waiting."""
+        return [*self.running, *(sequence for _, sequence in self._queue)]
+
     def check(self, tokens: int) -> None:
         """Raise InputError unless a sequence of so many tokens could run by itself."""
         need = self._most_pages(tokens)

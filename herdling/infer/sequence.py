@@ -175,8 +175,10 @@ class Sequence:
         tokenizer: Tokenizer,
         store: Store,
         pages: Pages,
+        adapter: str | None = None,
     ) -> None:
-        self.index, self.request = index, request
+        """`adapter` stands for the one that the request's name means now (`Adapters.key`)."""
+        self.index, self.request, self.adapter = index, request, adapter
         self.ids = list(request.ids)
         """Prompt and reply."""
         self.prompt = len(self.ids)
@@ -187,7 +189,7 @@ class Sequence:
         chain = Chain(
             self.ids,
             store.layers.local_tokens,
-            request.adapter,
+            adapter,
             request.tiles,
             config.image_token_index,
             self.images.a_tile,

@@ -53,6 +53,11 @@ class Adapters:
             return self._chosen
         return [] if self.default is None else [(self._keys[self.default], None)]
 
+    def key(self, name: str | None) -> str | None:
+        """Stands for the adapter that tokens of this name use, and never for another; None for none."""
+        name = self.default if name is None else name
+        return None if name is None else self._keys.get(name)
+
     def factors(self, name: str | None = None) -> dict[str, tuple[Site, Factors]]:
         """The matrices that an adapter reaches and its factors for each, by the matrix's name.
 
@@ -93,7 +98,7 @@ class Adapters:
     def remove(self, name: str) -> None:
         """Take an adapter off; a layer that none reaches any more is a plain one again.
 
-        Not while an engine runs requests that use it.
+        Not within a step of an engine; requests that use it end there with an error.
         """
         found = self.factors(name)
         key = self._keys.pop(name)

@@ -118,6 +118,57 @@ def test_another_adapter_of_the_same_name_shares_no_prefix(make_lm):
     assert replies[0].logprobs != pytest.approx(replies[1].logprobs, abs=1e-2)
 
 
+def test_an_adapter_of_the_same_name_is_another_one_while_others_run(make_lm):
+    lm = make_lm()
+    train(lm.model, "b", 2)
+    lm.engine.add(Request(list(range(100, 120)), max_tokens=100))  # keeps the engine busy
+    request = Request(list(range(5, 70)), max_tokens=6, adapter="b")
+
+    def reply():
+        index = lm.engine.add(request)
+        while True:
+            for event in lm.engine.step():
+                if event.index == index and event.completion:
+                    return event.completion
+
+    reply()
+    lora.of(lm.model).remove("b")
+    train(lm.model, "b", 3)
+    again = reply()
+    assert again.cached_tokens == 0
+    same = Engine(lm.model, lm.tokenizer).run([request])[0]
+    assert again.logprobs == pytest.approx(same.logprobs, abs=2e-4)
+    assert reply().cached_tokens > 0
+
+
+@pytest.mark.parametrize("another", [False, True])
+def test_taking_an_adapter_off_ends_the_requests_that_use_it_and_no_other(make_lm, another):
+    lm = make_lm()
+    train(lm.model, "a", 1)
+    train(lm.model, "b", 2)
+    wanted = [Request(list(range(5, 25)), max_tokens=8, adapter=n) for n in ("a", "b", None)]
+    alone = [Engine(lm.model, lm.tokenizer).run([request])[0] for request in wanted]
+    engine = Engine(lm.model, lm.tokenizer, max_running=3)
+    indices = [engine.add(request) for request in (*wanted, wanted[0])]  # the last one waits
+    engine.step()
+    engine.step()
+    lora.of(lm.model).remove("a")
+    if another:
+        train(lm.model, "a", 7)
+    ended = {}
+    while engine.busy:
+        ended |= {e.index: e for e in engine.step() if e.error is not None or e.completion}
+    assert set(ended) == set(indices)
+    for index in (indices[0], indices[3]):
+        assert (
+            str(ended[index].error) == "adapter 'a' was taken off while the request was under way"
+        )
+    for index, expected in zip(indices[1:3], alone[1:], strict=True):
+        assert ended[index].completion.ids == expected.ids
+    assert engine.stats().finished == 4
+    assert engine.stats().pages_used == 0
+
+
 def test_an_adapter_in_training_is_what_requests_without_a_name_get(make_lm):
     lm = make_lm()
     train(lm.model, "b", 2)
