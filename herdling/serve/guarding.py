@@ -14,6 +14,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from herdling.errors import InputError
 from herdling.guard.judges import Judge, Judges, ModelJudge
 from herdling.guard.policy import Action, Policy
 from herdling.guard.taxonomy import Verdict, both
@@ -56,8 +57,13 @@ class Guarding:
         self.name = judge.name
 
     async def judge(self, messages: Messages) -> Verdict:
-        """What the judges say of the last message. Raises Error where a model cannot judge it."""
-        return both([await self._one(judge, messages) for judge in self._judges])
+        """What the judges say of the last message. Raises ApiError where one cannot judge it."""
+        try:
+            return both([await self._one(judge, messages) for judge in self._judges])
+        except InputError as problem:
+            raise errors.bad_request(
+                f"The safeguards cannot judge this conversation: {problem}"
+            ) from problem
 
     async def _one(self, judge: Judge, messages: Messages) -> Verdict:
         if not isinstance(judge, ModelJudge):  # a long text takes a while
@@ -65,7 +71,7 @@ class Guarding:
         async with await self._workers[judge].submit([judge.request(messages)]) as tickets:
             async for _, event in tickets:
                 if event.error is not None:
-                    raise errors.of(event.error)
+                    raise event.error
                 if event.completion is not None:
                     return judge.verdict(event.completion)
         raise errors.unavailable("The safeguard's engine has stopped", "guard_failed")

@@ -5,7 +5,8 @@ import threading
 
 import pytest
 
-from herdling.guard.judges import Judges, ModelJudge
+from herdling.guard.classifier import Classifier
+from herdling.guard.judges import Judges, ModelJudge, TextJudge
 from herdling.guard.policy import Policy
 from herdling.guard.taxonomy import Verdict
 from herdling.serve.service import Service, Settings
@@ -243,6 +244,24 @@ def test_a_model_judges_in_an_engine_of_its_own(guarded, lm):
     assert call(messages=BAD).status_code == 400
     strict = guarded(Policy(), Judges([ModelJudge(lm, "toy guard")]))
     assert strict().status_code == 400
+
+
+def test_what_is_too_long_for_the_judge_is_refused_by_that_name(guarded, engine, tok, toy_lm):
+    small = toy_lm(tok, max_position_embeddings=256)
+    call = guarded(Policy(), Judges([ModelJudge(small, "toy guard")]))
+    for body in ({}, {"stream": True}):
+        reply = call(**body)
+        assert reply.status_code == 400
+        said = reply.json()["error"]["message"]
+        assert said.startswith("The safeguards cannot judge this conversation: the prompt has ")
+    assert engine.requests == []
+
+
+def test_a_call_with_nothing_to_judge_is_refused(guarded, engine):
+    reply = guarded(judge=TextJudge(Classifier(["S1"])))(messages=[{"role": "system", "content": "evil"}])  # fmt: skip
+    assert reply.status_code == 400
+    assert "cannot judge this conversation: messages has nothing" in reply.text
+    assert engine.requests == []
 
 
 def test_input_or_output_alone(guarded, engine):
