@@ -243,6 +243,27 @@ def test_two_processes_follow_the_path_of_one(toy, tmp_path):
 
 
 @pytest.mark.slow
+def test_an_adapter_learns_the_same_on_two_processes(toy, tmp_path):
+    """The same global batch; some experts have tokens on one of the two alone."""
+    from safetensors.torch import load_file
+
+    args = ["--noise", "0", "--adapter", "r=2,targets=all+router"]
+    assert script(str(tmp_path / "one"), *args).returncode == 0
+    launch(str(tmp_path / "two"), *args, "--split", "2")
+    one, two = (load_file(tmp_path / name / "checkpoints/step-00000008/model.safetensors") for name in ("one", "two"))  # fmt: skip
+    assert one.keys() == two.keys()
+    before = toy.model().state_dict()
+    moved = 0
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, atol=1e-4, rtol=0)
+        if name in before:
+            assert torch.equal(weight, before[name]), name
+        else:
+            moved += bool(weight.abs().max() > 1e-2)
+    assert moved > 10
+
+
+@pytest.mark.slow
 def test_two_processes_stop_together_and_resume_exactly(toy, tmp_path):
     """Only one of them hears the signal. Labels are dropped at random, by each for itself."""
     launch(str(tmp_path / "whole"), "--split", "2")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from herdling import distributed
+from herdling import distributed, lora
 from herdling.model import init, llama
 from herdling.model.config import preset
 from herdling.optim import adamw
@@ -119,6 +119,7 @@ def run(
     loss_scale=None,
     compression=None,
     state_bits: int = 32,
+    adapter: str | None = None,
     hooks: list[Every] | None = None,
     batches=None,
     loss=next_token,
@@ -139,9 +140,14 @@ def run(
         title="toy",
         show=show,
     )
+    if adapter is not None:
+        lora.attach(lm, lora.LoraConfig.parse(adapter))
+    optimizer = adamw.build(lm, adamw.AdamWConfig(learning_rate=1e-2, state_bits=state_bits))
+    if adapter is not None:
+        lora.spare_idle_experts(optimizer, lm)
     fit(
         lm,
-        adamw.build(lm, adamw.AdamWConfig(learning_rate=1e-2, state_bits=state_bits)),
+        optimizer,
         batches or Batches(rows, noise=noise, split=split),
         loss,
         schedule=Schedule(warmup=2),
@@ -233,6 +239,7 @@ if __name__ == "__main__":
     parser.add_argument("--split", type=int, default=1)
     parser.add_argument("--noise", type=float, default=0.2)
     parser.add_argument("--compression", type=int, help="bits, negative: without error feedback")
+    parser.add_argument("--adapter", help="such as r=2,targets=all")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--stop-at", type=int, help="SIGTERM to the main process after this step")
     parser.add_argument("--kills", choices=["random", "each"])
