@@ -45,6 +45,8 @@ class Policy:
                 raise ConfigError(
                     f"action of {name} is {action!r}; it must be one of {', '.join(STRICTER)}"
                 )
+        if len(known) < len(self.actions):  # S1 and s1
+            raise ConfigError("actions names a category twice; remedy: one action for each")
         object.__setattr__(self, "actions", known)
         if self.window < 1:
             raise ConfigError(f"window is {self.window}; it must be at least 1")

@@ -231,10 +231,13 @@ def read(config: Config) -> "Settings":
         queue=_positive("max_queue", config.max_queue) or own.queue,
         seconds=config.request_seconds or None,
     )
+    name, adapters = config.name or _name_of(config.path), tuple(read_adapters(config.adapter))
+    if hidden := next((own for own in adapters if own in (name, *config.alias)), None):
+        raise ConfigError(f"adapter {hidden}: the model itself answers to that name; give another")
     return Settings(
-        name=config.name or _name_of(config.path),
+        name=name,
         aliases=config.alias,
-        adapters=tuple(read_adapters(config.adapter)),
+        adapters=adapters,
         keys=keys,
         dialect=config.tool_dialect,
         limits=limits,

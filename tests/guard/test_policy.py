@@ -25,6 +25,7 @@ def test_the_strictest_action_counts():
     [
         ({"actions": {"S15": "log"}}, "category 'S15' is unknown"),
         ({"actions": {"S1": "scold"}}, "action of S1 is 'scold'"),
+        ({"actions": {"S1": "block", "s1": "ignore"}}, "actions names a category twice"),
         ({"window": 0}, "window is 0"),
     ],
 )

@@ -126,6 +126,9 @@ def test_adapters():
     for bad in (("a",), ("=b",), ("a=",), ("a=b", "a=c")):
         with pytest.raises(ConfigError, match="adapter"):
             read_adapters(bad)
+    for given in ({"name": "a"}, {"alias": ("b", "a")}):
+        with pytest.raises(ConfigError, match="adapter a: the model itself answers to that name"):
+            read(Config("x", adapter=("a=folder",), **given))
 
 
 def test_safeguards_are_opened_when_the_model_is(tmp_path):
