@@ -110,6 +110,7 @@ class Adapters:
             del module.lora[key]
             if not module.lora:
                 del module.lora, module.choice
+                vars(module).pop("pictures", None)
                 module.__class__ = module.over  # pyright: ignore[reportAttributeAccessIssue]
         if self.default == name:
             self.default = None
@@ -190,6 +191,8 @@ class Adapters:
             module.__class__ = kind
             module.lora = nn.ModuleDict()
             module.choice = self  # pyright: ignore[reportArgumentType]
+            if site.kind in ("vision", "projector"):
+                module.pictures = True  # pyright: ignore[reportAttributeAccessIssue]
         assert isinstance(module, LoraLinear | LoraExperts)
         return module
 

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from herdling.errors import Error
+from herdling.errors import Error, InputError
 from herdling.lora.grouped import Part, adapted_experts
 from herdling.model.llama import Experts, Router
 
@@ -87,6 +87,8 @@ class LoraLinear(nn.Linear):
     choice: "Adapters"
     over: type[nn.Module] = nn.Linear
     """The class of the layer without adapters."""
+    pictures: bool = False
+    """Whether it takes patches of pictures, which are not the tokens that adapters are chosen for."""
 
     def plain(self, x: Tensor) -> Tensor:
         """The result without any adapter; another kernel may be put in its place."""
@@ -112,6 +114,11 @@ class LoraLinear(nn.Linear):
             assert isinstance(factors, Factors)
             if rows is None:
                 out = out + factors.delta(x, out, self)
+            elif self.pictures:
+                raise InputError(
+                    "pictures are encoded for one adapter at a time; remedy: encode them before, "
+                    "or one call for each adapter"
+                )
             else:
                 flat = out.flatten(0, -2)
                 mine = (t.flatten(0, -2).index_select(0, rows) for t in (x, out))

@@ -194,6 +194,27 @@ def test_each_token_of_a_call_uses_its_own_adapter(make_model, put_on, ids, fiel
     assert differences[1] < 1e-4 < 0.1 < min(differences[0], differences[2])
 
 
+def test_pictures_are_encoded_for_one_adapter_at_a_time(make_model, put_on, ids):
+    """Tokens that adapters are chosen for are the text's: a picture's own would get another one's."""
+    model = make_model(vision=True)
+    put_on(model, ("all",), "a").default = None
+    adapters = put_on(model, ("vision",), "b", 1)
+    adapters.default = None
+    shown = ids.clone()
+    shown[:, 2 : 2 + model.config.vision.tokens_per_tile] = model.config.image_token_index
+    pixels = torch.randn(2, 3, *[model.config.vision.image_size] * 2)
+    lengths = [ids.shape[1]] * 2
+    for names in (["a", "b"], ["a", None]):
+        with adapters.using(names, lengths), pytest.raises(InputError, match="pictures are encoded for one adapter"):  # fmt: skip
+            model(shown, pixels)
+    with adapters.using(["a", "a"], lengths):
+        model(shown, pixels)
+    with adapters.using(["a", None], lengths):
+        model(ids)
+    lora.detach(model)
+    assert not any("pictures" in vars(m) for m in model.modules())
+
+
 def test_adapters_come_and_go(make_model, put_on, ids):
     model = make_model()
     plain = model(ids)
