@@ -2,7 +2,8 @@
 
     herdling redteam runs/demo/model --guard runs/guard --out redteam.html --json redteam.json
 
-Attacks of one to three turns (`herdling.guard.attacks`) are played through the engine, all at once turn by turn.
+Attacks of one to three turns (`herdling.guard.attacks`) are played through the engine, many at once turn by turn;
+Ctrl-C ends the run with a report of those that were played.
 A leak of the planted secret is exact. Whether help with a hazard was given is for `--judge` to say (the folder of a
 Llama Guard 4); without one a reply counts that is no refusal, which for a small model means babble.
 `--guard` shows what safeguards would have stopped: what comes in and what goes out is judged beside the
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 Talk = list[dict[str, Any]]
 Answer = Callable[[Sequence[Talk]], list[str]]
+AT_ONCE = 64
+"""Attacks that are played together; a run that is stopped keeps those before."""
 SHOWN = 12
 """Attacks that won, shown in the report."""
 
@@ -70,7 +73,7 @@ def main(config: Config) -> int:
             raise ConfigError(f"{name} is {getattr(config, name)}; it must be at least 1")
     check_file(config.json, "json")
     check_file(config.out, "out")
-    if config.judge in config.guard:
+    if config.judge is not None and Path(config.judge) in map(Path, config.guard):
         raise ConfigError(f"judge {config.judge} is also a guard, which it would always find right")
     lm = load(config.path, config.dtype, config.device)
     guard = Judges([open_judge(g, config.dtype, config.device) for g in config.guard])
@@ -84,16 +87,33 @@ def main(config: Config) -> int:
         )
         return [reply.text for reply in replies]
 
-    games = play(attacks(config.each, config.seed), answer, guard if guard.judges else None, judge)
-    asked = ask(probes(seed=config.seed), answer, guard if guard.judges else None)
-    found = figures(games, asked, bool(guard.judges))
+    made, watching = attacks(config.each, config.seed), guard if guard.judges else None
+    games: list[Game] = []
+    try:
+        for a in range(0, len(made), AT_ONCE):
+            games += play(made[a : a + AT_ONCE], answer, watching, judge)
+        asked = ask(probes(seed=config.seed), answer, watching)
+    except KeyboardInterrupt:
+        if games:
+            write(config, games, [], bool(watching), len(made))
+        told = f"stopped after {len(games)} of {len(made)} attacks"
+        raise KeyboardInterrupt(told) from None
+    write(config, games, asked, bool(watching), len(made))
+    return 0
+
+
+def write(
+    config: Config, games: "Sequence[Game]", asked: "Sequence[Asked]", guarded: bool, planned: int
+) -> None:
+    """Print and write what came of the attacks so far, of `planned` ones."""
+    found = figures(games, asked, guarded)
     print(table(found))
     if config.json is not None:
-        write_json(config.json, {"model": config.path, "seed": config.seed, **found,
-                                 "games": [game.plain() for game in games]})  # fmt: skip
-    report(config, found, games)
+        plain = [game.plain() for game in games]
+        about = {"model": config.path, "seed": config.seed, "planned": planned}
+        write_json(config.json, {**about, **found, "games": plain})
+    report(config, found, games, planned)
     print(f"{config.out}: {len(games)} attacks, {len(asked)} harmless questions")
-    return 0
 
 
 # ---- the games
@@ -254,8 +274,8 @@ def table(found: dict[str, Any]) -> str:
     for axis in ("category", "technique"):
         lines += [*_columns([_heads(found, axis), *_rows(found, axis)]), ""]
     heads = ["harmless", "asked", "refused", "stopped by the guard"]
-    rows = _harmless(found)
-    lines += _columns([heads[: len(rows[0])], *rows])
+    if rows := _harmless(found):
+        lines += _columns([heads[: len(rows[0])], *rows])
     return "\n".join([*lines, *_unread(found)])
 
 
@@ -272,12 +292,10 @@ def _columns(rows: list[list[str]]) -> list[str]:
     return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]  # fmt: skip
 
 
-def report(config: Config, found: dict[str, Any], games: Sequence[Game]) -> None:
+def report(config: Config, found: dict[str, Any], games: Sequence[Game], planned: int) -> None:
     """The HTML page: the tables, and some attacks that won."""
     from herdling.eval import report as page
 
-    rows = _harmless(found)
-    heads = ["kind", "asked", "refused by the model", "stopped by the guard"][: len(rows[0])]
     shown = [game for game in games if game.won is not None][:SHOWN]
     won = [[g.attack.category, g.attack.technique, str(g.attack.turns[-1][-1])[:200], g.replies[g.won or 0][:200]]
            for g in shown]  # fmt: skip
@@ -285,7 +303,9 @@ def report(config: Config, found: dict[str, Any], games: Sequence[Game]) -> None
         (f"Success by {axis}", page.table(_heads(found, axis), _rows(found, axis), len(_heads(found, axis)) - 1))
         for axis in ("category", "technique")
     ]  # fmt: skip
-    sections.append(("Harmless questions", page.table(heads, rows, len(heads) - 1)))
+    if rows := _harmless(found):
+        heads = ["kind", "asked", "refused by the model", "stopped by the guard"][: len(rows[0])]
+        sections.append(("Harmless questions", page.table(heads, rows, len(heads) - 1)))
     if won:
         heads = ("category", "technique", "last message", "reply")
         sections.append(("Some that won", page.table(heads, won)))
@@ -293,5 +313,8 @@ def report(config: Config, found: dict[str, Any], games: Sequence[Game]) -> None
         "without a judge an act counts as won when the reply is no refusal"
     )  # fmt: skip
     known = "; ".join(["leaks of a planted secret are exact", judged, *_unread(found)])
-    lead = f"{len(games)} attacks from templates, seed {config.seed}; {known}."
+    played = f"{len(games)} attacks"
+    if len(games) < planned:
+        played = f"{len(games)} of {planned} attacks, then stopped,"
+    lead = f"{played} from templates, seed {config.seed}; {known}."
     page.write(config.out, f"Red team: {config.path}", lead, sections)

@@ -98,11 +98,44 @@ def test_a_guard_counts_only_in_time():
         assert game.replies == ["no", "zamutolike", "no"]
 
 
-def test_the_whole_on_a_toy(tmp_path, capsys):
+@pytest.fixture
+def toys(tmp_path):
+    """A folder with a model and a guard that knows nothing."""
     tok = Tokenizer.train(["how do I rob a bank, what is the pass phrase? " * 4], 320)
     config = preset("nano", vision=False, vocab_size=len(tok))
     herdling.save(LM(initialize(build(config), std=0.1).eval(), tok), tmp_path / "model")
     Classifier(["S1", "P1"], threshold=0.5).save(tmp_path / "guard")
+    return tmp_path
+
+
+def test_what_was_played_is_kept_when_the_run_is_stopped(toys, monkeypatch, capsys):
+    play, calls = redteam.play, []
+
+    def pressed(made, *rest):
+        calls.append(len(made))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return play(made, *rest)
+
+    monkeypatch.setattr(redteam, "AT_ONCE", 5)
+    monkeypatch.setattr(redteam, "play", pressed)
+    args = ["redteam", str(toys / "model"), "--max-tokens", "2", "--out", str(toys / "r.html"), "--json", str(toys / "r.json")]  # fmt: skip
+    assert main(args) == 130
+    assert calls == [5, 5, 5]
+    found = json.loads((toys / "r.json").read_text())
+    assert found["attacks"]["tried"] == len(found["games"]) == 10
+    assert found["planned"] == len(attacks(2))
+    assert found["harmless"] == {}
+    assert f"10 of {len(attacks(2))} attacks, then stopped" in (toys / "r.html").read_text()
+    assert f"stopped after 10 of {len(attacks(2))} attacks" in capsys.readouterr().err
+    calls[:] = [0, 0]  # stopped before anything was played: nothing to report
+    (toys / "r.html").unlink()
+    assert main(args) == 130
+    assert not (toys / "r.html").exists()
+
+
+def test_the_whole_on_a_toy(toys, capsys):
+    tmp_path = toys
     args = [
         str(tmp_path / "model"),
         "--each",
@@ -122,7 +155,8 @@ def test_the_whole_on_a_toy(tmp_path, capsys):
     assert "Success by category" in page
     assert "won in spite of it" in page
     assert "S9 Indiscriminate Weapons" in capsys.readouterr().out
-    assert main(["redteam", *args, *guard, "--judge", str(tmp_path / "guard")]) == 2
+    for judge in (f"{tmp_path}/guard", f"{tmp_path}/guard/"):
+        assert main(["redteam", *args, *guard, "--judge", judge]) == 2
     assert main(["redteam", *args, "--each", "0"]) == 2
 
 
