@@ -148,5 +148,8 @@ def read_json(path: Path | str, error: type[Error] = Error) -> Any:
         return json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise error(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as problem:
+    except (
+        ValueError,
+        RecursionError,
+    ) as problem:  # nested too deep, or a number of too many digits
         raise error(f"{path}: not valid JSON: {problem}") from None

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from herdling.errors import ConfigError
-from herdling.files import atomic_folder, check_file, check_folder
+from herdling.errors import CheckpointError, ConfigError
+from herdling.files import atomic_folder, check_file, check_folder, read_json
 
 KILLED = """
 import os, signal, sys
@@ -92,3 +92,11 @@ def test_a_place_that_takes_no_files_is_told_before_the_work(check, tmp_path, mo
     monkeypatch.setattr("herdling.files.tempfile.TemporaryFile", refuse)
     with pytest.raises(ConfigError, match=r"nothing can be written in .* .Permission denied"):
         check(tmp_path / "new" / "deep", "out")
+
+
+@pytest.mark.parametrize("text", ["{", "[" * 100_000, "9" * 5000, "\xff"])
+def test_json_that_cannot_be_read_is_told_with_its_file(tmp_path, text):
+    file = tmp_path / "config.json"
+    file.write_text(text, "latin-1")
+    with pytest.raises(CheckpointError, match=r"config\.json: not valid JSON: "):
+        read_json(file, CheckpointError)
