@@ -191,8 +191,7 @@ class Adapters:
             module.__class__ = kind
             module.lora = nn.ModuleDict()
             module.choice = self  # pyright: ignore[reportArgumentType]
-            if site.kind in ("vision", "projector"):
-                module.pictures = True  # pyright: ignore[reportAttributeAccessIssue]
+            vars(module)["pictures"] = site.kind in ("vision", "projector")
         assert isinstance(module, LoraLinear | LoraExperts)
         return module
 
