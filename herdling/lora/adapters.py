@@ -41,6 +41,7 @@ class Adapters:
         self._sites: dict[str, dict[str, tuple[Site, Factors]]] = {}
         self._next = 0
         self._chosen: Active | None = None
+        self._named = 0
         self._frozen: list[nn.Parameter] = []
 
     @property
@@ -148,14 +149,15 @@ class Adapters:
                 if all are equal, for any number of tokens.
             lengths: with it, names are of runs of so many tokens each.
 
-        Raises InputError for a name that is not loaded.
+        Raises InputError for a name that is not loaded; a call of another number of tokens does as well.
         """
-        before = self._chosen
+        before = self._chosen, self._named
         self._chosen = self._groups(names, lengths)
+        self._named = len(names) if lengths is None else sum(lengths)
         try:
             yield
         finally:
-            self._chosen = before
+            self._chosen, self._named = before
 
     def _groups(self, names: Sequence[str | None], lengths: Sequence[int] | None) -> Active:
         names = [self.default if name is None else name for name in names]
@@ -172,6 +174,13 @@ class Adapters:
             start += length
         device = next(self.model.parameters()).device
         return [(key, torch.cat(parts).to(device)) for key, parts in rows.items()]
+
+    def check_tokens(self, count: int) -> None:
+        """Raise InputError unless adapters are named for so many tokens; for where names differ."""
+        if count != self._named:
+            raise InputError(
+                f"adapters are named for {self._named} tokens, and the call has {count}"
+            )
 
     def check(self, name: str | None) -> None:
         """Raise InputError for the name of an adapter that is not there."""

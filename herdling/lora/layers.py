@@ -121,6 +121,7 @@ class LoraLinear(nn.Linear):
                 )
             else:
                 flat = out.flatten(0, -2)
+                self.choice.check_tokens(len(flat))
                 mine = (t.flatten(0, -2).index_select(0, rows) for t in (x, out))
                 out = flat.index_add(0, rows, factors.delta(*mine, self)).view_as(out)
         return out
@@ -174,6 +175,7 @@ class LoraExperts(Experts):
         tokens = [rows for _, rows in parts if rows is not None]
         if len(tokens) < len(parts):  # one adapter for all
             return self._changed(x, chosen, gates, parts)
+        self.choice.check_tokens(x.shape[0])
         mine = torch.zeros(x.shape[0], dtype=torch.bool, device=x.device)
         mine[torch.cat(tokens)] = True
         place = mine.cumsum(0) - 1  # of an adapted token among its like

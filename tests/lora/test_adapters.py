@@ -194,6 +194,21 @@ def test_each_token_of_a_call_uses_its_own_adapter(make_model, put_on, ids, fiel
     assert differences[1] < 1e-4 < 0.1 < min(differences[0], differences[2])
 
 
+@pytest.mark.parametrize("targets", [("attention",), ("experts",), ("head",)])
+def test_names_for_more_or_fewer_tokens_than_there_are_are_told(make_model, put_on, ids, targets):
+    model = make_model()
+    adapters = put_on(model, targets, "a")
+    adapters.default = None
+    for lengths in (None, [21, 20], [21, 30]):
+        said = f"adapters are named for {sum(lengths or [1, 1])} tokens, and the call has 42"
+        with adapters.using(["a", None], lengths), pytest.raises(InputError, match=said):
+            model(ids)
+    with adapters.using(["a", None], [21, 21]):
+        with adapters.using(["a", None]):
+            pass
+        model(ids)
+
+
 def test_pictures_are_encoded_for_one_adapter_at_a_time(make_model, put_on, ids):
     """Tokens that adapters are chosen for are the text's: a picture's own would get another one's."""
     model = make_model(vision=True)
