@@ -63,7 +63,7 @@ class Config(Training):
         at_least(self, evaluate_every=1, evaluate_items=1, example_rows=1)
         if not 0 <= self.start_share < 1:
             raise ConfigError(f"start_share is {self.start_share}; it must be in [0, 1)")
-        if self.start_share and (self.lora or self.adapter or self.qat):
+        if self.start_share and (self.lora is not None or self.adapter or self.qat):
             raise ConfigError(
                 f"start_share is {self.start_share}, which averages plain weights; remedy: leave it out "
                 "with --lora, --adapter and --qat"

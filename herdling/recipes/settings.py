@@ -69,12 +69,13 @@ class Training:
                 from herdling.quant.schemes import scheme
 
                 scheme(given)
+        lora = self.lora is not None  # an empty one means the defaults
         for wrong, remedy in (
-            (self.quantize and not self.lora, "--quantize needs --lora, as codes do not train"),
+            (self.quantize and not lora, "--quantize needs --lora, as codes do not train"),
             (self.quantize and self.qat, "--quantize and --qat exclude each other"),
-            (self.lora and self.adapter, "--lora is a new adapter; leave it out with --adapter"),
+            (lora and self.adapter, "--lora is a new adapter; leave it out with --adapter"),
             (
-                self.precision in LOW and (self.lora or self.adapter or self.qat),
+                self.precision in LOW and (lora or self.adapter or self.qat),
                 f"--precision {self.precision} trains plain weights; remedy: bf16",
             ),
         ):

@@ -124,6 +124,8 @@ def test_settings_that_contradict_are_told(base, tmp_path):
         (dict(quantize="nf4"), "--quantize needs --lora"),
         (dict(quantize="nf4", qat="w4a8", lora="r=4"), "exclude each other"),
         (dict(lora="r=4", adapter=base), "leave it out with --adapter"),
+        (dict(lora="", adapter=base), "leave it out with --adapter"),
+        (dict(lora="", precision="fp8"), "--precision fp8 trains plain weights"),
         (dict(lora="r=4", precision="fp8"), "--precision fp8 trains plain weights"),
         (dict(qat="w5a8"), "no format 'w5a8'"),
     ):
