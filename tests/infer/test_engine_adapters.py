@@ -172,11 +172,15 @@ def test_taking_an_adapter_off_ends_the_requests_that_use_it_and_no_other(make_l
 def test_an_adapter_in_training_is_what_requests_without_a_name_get(make_lm):
     lm = make_lm()
     train(lm.model, "b", 2)
-    request = Request(list(range(5, 25)), max_tokens=6)
-    named = lm.engine.run([replace(request, adapter="b")])[0]
+    request = Request(list(range(5, 45)), max_tokens=6)
+    plain = lm.engine.run([request])[0]
     lora.of(lm.model).default = "b"
-    lm.engine.forget()
-    assert lm.engine.run([request])[0].ids == named.ids
+    reply = lm.engine.run([request])[0]  # of what is kept of the plain model nothing
+    named = lm.engine.run([replace(request, adapter="b")])[0]
+    assert (reply.cached_tokens, named.cached_tokens > 0) == (0, True)
+    assert reply.ids == named.ids
+    assert reply.logprobs == pytest.approx(named.logprobs, abs=2e-4)
+    assert reply.logprobs != pytest.approx(plain.logprobs, abs=1e-2)
 
 
 def test_unknown_names_are_refused_with_those_that_are_loaded(models):
