@@ -121,7 +121,11 @@ def _factors(
     shape, (device, kind) = shape_of(model, site), home_of(model, site)
     device = torch.device("cpu") if device.type == "meta" else device
     stem = _stem(site, {other.path: None for other in targets})
-    read, r = stored.take, target.r
+    r = target.r
+
+    def read(name: str, shape: tuple[int, ...]) -> Tensor:
+        return stored.take(name, shape, kind)
+
     if site.fused:
         E, inner, out = shape
         swapped = _swapped(stored.shape(f"{stem}.lora_A.weight"), inner, out, config)
@@ -141,9 +145,7 @@ def _factors(
         if target.by_parameter:
             raise CheckpointError(f"{config.file}: use_dora does not go with {site.parameter}")
         magnitude = read(f"{stem}.{MAGNITUDE}", (out,))
-    A, B, magnitude = (
-        None if t is None else t.to(device, kind).contiguous() for t in (A, B, magnitude)
-    )
+    A, B, magnitude = (None if t is None else t.to(device).contiguous() for t in (A, B, magnitude))
     assert A is not None
     assert B is not None
     return Factors(A, B, target.alpha, config.rslora, magnitude)
@@ -173,7 +175,7 @@ class _Stored:
             raise CheckpointError(f"{self.file}: tensor {name} is missing")
         return self._open.get_slice(name).get_shape()
 
-    def take(self, name: str, shape: tuple[int, ...]) -> Tensor:
+    def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         found, kind = self.shape(name), self._open.get_slice(name).get_dtype()
         if tuple(found) != shape:
             raise CheckpointError(
@@ -183,7 +185,10 @@ class _Stored:
         if kind not in FLOATS:
             raise CheckpointError(f"{self.file}: tensor {name} is stored as {kind}, not a float")
         self.left.remove(name)
-        return self._open.get_tensor(name)
+        tensor = self._open.get_tensor(name).to(dtype)
+        if not tensor.isfinite().all():
+            raise CheckpointError(f"{self.file}: tensor {name} holds inf or NaN in {dtype}")
+        return tensor
 
     def finish(self, model: nn.Module) -> None:
         """Raise CheckpointError for a tensor that nothing used.

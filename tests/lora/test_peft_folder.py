@@ -156,6 +156,13 @@ def test_training_goes_on_from_a_folder(make_model, put_on, ids, tmp_path):
     }
 
 
+def test_a_number_beyond_the_model_s_type_is_told(make_model, folder):
+    change_tensors(folder, lambda t: t.update({Q: t[Q] * 1e6}))
+    lora.load(make_model(), folder, "a")
+    with pytest.raises(CheckpointError, match=r"q_proj.lora_A.weight holds inf or NaN in torch.float16"):  # fmt: skip
+        lora.load(make_model().half(), folder, "a")
+
+
 def test_a_name_that_is_taken_leaves_the_model_as_it_was(make_model, folder):
     model = make_model()
     lora.load(model, folder, "a")
@@ -204,6 +211,7 @@ GATE_UP = "base_model.model.model.layers.1.feed_forward.experts.base_layer.lora_
         (lambda t: t.update({"base_model.model.x.lora_A.weight": torch.zeros(1)}), "x.lora_A.weight is unexpected"),
         (lambda t: t.update({Q: t[Q][:2].clone()}), r"has shape \[2, 96\], the model and .* need \[3, 96\]"),
         (lambda t: t.update({Q: t[Q].to(torch.int8)}), "is stored as I8, not a float"),
+        (lambda t: t.update({Q: t[Q] / 0}), "holds inf or NaN"),
         (lambda t: t.update({"base_model.model.lm_head.weight": torch.zeros(320, 96)}), "is a changed weight of the base model"),
     ],
 )  # fmt: skip
