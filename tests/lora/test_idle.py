@@ -1,5 +1,6 @@
 """python -m pytest tests/lora/test_idle.py"""
 
+import pytest
 import torch
 
 from herdling import lora
@@ -43,19 +44,39 @@ def test_an_expert_without_a_token_stays_bit_for_bit_and_the_others_move_as_alwa
     assert checked == 2 * 2 * 2
 
 
-def test_real_tokens_leave_idle_experts_alone(make_model, ids):
+@pytest.mark.parametrize("bits", [32, 8])
+def test_real_tokens_leave_idle_experts_alone(make_model, ids, bits):
+    """Decay, averages of an earlier step and two micro-batches: only experts with a token move."""
     model = make_model()
-    adapters = lora.attach(model, LoraConfig(r=2, targets=("experts",)))
-    optimizer = adamw.build(model, adamw.AdamWConfig(learning_rate=0.1, weight_decay=0.5))
+    adapters = lora.attach(model, LoraConfig(r=16, targets=("experts",)))
+    optimizer = adamw.build(
+        model, adamw.AdamWConfig(learning_rate=0.1, weight_decay=0.5, state_bits=bits)
+    )
     lora.spare_idle_experts(optimizer, model)
-    before = {path: f.B.detach().clone() for path, (_, f) in adapters.factors().items()}
-    chosen = []
+    chosen = {}
     for m in model.modules():
         if type(m).__name__ == "Router":
-            m.register_forward_hook(lambda _, __, out: chosen.append(out[0].flatten()))
-    model(ids[:1, :2]).sum().backward()
+            m.register_forward_hook(lambda m, _, out: chosen.setdefault(m, []).append(out[0].flatten()))  # fmt: skip
+    for _ in range(2):  # of the first step B alone has a gradient
+        model(ids).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    kept = {p: [t.clone() for t in (f.A, f.B, *states(optimizer, f))] for p, (_, f) in adapters.factors().items()}  # fmt: skip
+    assert len(kept) == 2 * len(chosen)
+    chosen.clear()
+    for at in (0, 2):
+        model(ids[:1, at : at + 2]).sum().backward()
     optimizer.step()
-    for layer, path in enumerate(p for p in before if p.endswith("down_proj")):
-        moved = (before[path] != adapters.factors()[path][1].B).flatten(1).any(1)
-        assert moved.nonzero().flatten().tolist() == chosen[layer].unique().tolist()
-        assert not moved.all()
+    for layer, path in enumerate(p for p in kept if p.endswith("down_proj")):
+        used = torch.cat(list(chosen.values())[layer]).unique().tolist()
+        _, f = adapters.factors()[path]
+        assert len(used) < len(f.A)
+        for before, after in zip(kept[path], (f.A, f.B, *states(optimizer, f)), strict=True):
+            moved = (before != after).flatten(1).any(1).nonzero().flatten().tolist()
+            assert moved == used if after is f.A or after is f.B else set(moved) <= set(used)
+
+
+def states(optimizer, factors):
+    """The averages of both factors, or their codes and scales."""
+    tensors = [t for p in (factors.A, factors.B) for t in optimizer.state[p].values()]
+    return [t for t in tensors if t.dim() > 1]
