@@ -167,36 +167,43 @@ class Session:
         self, messages: list[dict[str, Any]]
     ) -> "Generator[tuple[str, FinishReason | None], None, None]":
         """What may be shown of the reply, piece by piece, and with the last why it ended."""
-        if self._look(messages, self._policy.input, "your message") == "replace":
+        if self._look(messages, self._policy.input, "your message", set()) == "replace":
             yield self._policy.message, "stop"
             return
-        watch = Watch(self._policy, messages)
+        watch, told = Watch(self._policy, messages), set()
         with closing(self._events(messages)) as events:
             for event in events:
                 ended = event.completion and event.completion.finish_reason
                 watch.push(event.text)
                 if self._judge is not None and not (watch.due or ended):
                     continue
-                if watch.waiting and (what := self._cut(watch)) is not None:
+                if watch.waiting and (what := self._cut(watch, told)) is not None:
                     yield what, "stop"
                     return
                 if (text := watch.passed()) or ended:
                     yield text, ended
 
-    def _cut(self, watch: "Watch") -> str | None:
+    def _cut(self, watch: "Watch", told: set[str]) -> str | None:
         """What is said in the place of the rest of a reply; None where it may go on."""
-        action = self._look(watch.messages(), self._policy.output, "the reply")
+        action = self._look(watch.messages(), self._policy.output, "the reply", told)
         stopped = {"replace": self._policy.message, "block": "[stopped by the safeguards]"}
         return stopped.get(action)
 
-    def _look(self, messages: list[dict[str, Any]], wanted: bool, what: str) -> "Action":
-        """Judge the last message and tell of what is found. Raises InputError for a turn that is blocked."""
+    def _look(
+        self, messages: list[dict[str, Any]], wanted: bool, what: str, told: set[str]
+    ) -> "Action":
+        """Judge the last message and tell of what is found, but for what was `told` of it before.
+
+        Raises InputError for a turn that is blocked.
+        """
         if self._judge is None or not wanted:
             return "ignore"
         verdict = self._judge.judge(messages)
         action = self._policy.action(verdict)
-        if action != "ignore":
-            names = ", ".join(f"{name} {CATEGORIES[name]}" for name in verdict.categories)
+        new = [name for name in verdict.categories if name not in told]
+        if action != "ignore" and new:
+            told.update(new)
+            names = ", ".join(f"{name} {CATEGORIES[name]}" for name in new)
             print(f"[{verdict.judge} objects to {what}: {names}]", file=sys.stderr)
         if action == "block" and messages[-1]["role"] == "user":
             raise InputError("the message was stopped by the safeguards")
