@@ -148,8 +148,6 @@ def read_json(path: Path | str, error: type[Error] = Error) -> Any:
         return json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise error(f"{path}: no such file") from None
-    except (
-        ValueError,
-        RecursionError,
-    ) as problem:  # nested too deep, or a number of too many digits
+    # RecursionError: nested too deep; ValueError: no JSON, no UTF-8, or a number of too many digits.
+    except (ValueError, RecursionError) as problem:
         raise error(f"{path}: not valid JSON: {problem}") from None
