@@ -96,6 +96,10 @@ def learn(task: Arithmetic, args: argparse.Namespace, tuned: Path) -> None:
     except Stopped:
         if not tuned.exists():
             raise
+    if not tuned.exists():
+        raise SystemExit(
+            f"seed {args.seed} did not reach {args.enough:.0%} in 8000 steps; try another"
+        )
 
 
 def train(lm: LM, task: Arithmetic, args: argparse.Namespace, name: str, steps: int, *hooks: Every) -> LM:  # fmt: skip

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from herdling.errors import InputError
-from herdling.guard.classifier import ABOUT, Classifier
+from herdling.guard.classifier import ABOUT, Classifier, words
 from herdling.guard.prompt import (
     ASKED,
     MOST_TOKENS,
@@ -52,7 +52,10 @@ class TextJudge:
         """Raises InputError where there is nothing to judge."""
         if not (said := latest(messages)):
             raise InputError(NOTHING)
-        scores = self.classifier.scores("\n".join(text_of(m) for m in said))
+        text = "\n".join(text_of(message) for message in said)
+        if not words(text):  # a picture alone, which is not looked at
+            return Verdict((), 0.0, self.name)
+        scores = self.classifier.scores(text)
         found = sorted((c for c in scores if scores[c] >= self.classifier.threshold),
                        key=lambda c: -scores[c])  # fmt: skip
         return Verdict(tuple(found), max(scores.values()), self.name)

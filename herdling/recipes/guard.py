@@ -9,6 +9,7 @@
 (`herdling.guard.corpus`), the test's templates being new; its threshold is set on validation texts.
 """
 
+import math
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from herdling.guard.corpus import Text
 
 ROWS = 64
+LEAST_TESTS = 6
+"""So many hold texts of every sort, the unsafe ones that the threshold is set on among them."""
 FOUND = 0.95
 """Share of unsafe validation texts that the threshold must let be found."""
 RECALL, ALARMS = 0.95, 0.05
@@ -182,9 +185,13 @@ def train(config: Train) -> int:
     from herdling.train.loop import fit, make_accelerator
     from herdling.train.state import CheckpointConfig, State
 
-    if config.texts < ROWS or config.tests < 1 or config.epochs < 1:
+    if config.texts < ROWS or config.tests < LEAST_TESTS or config.epochs < 1:
         raise ConfigError(f"texts {config.texts}, tests {config.tests}, epochs {config.epochs}: "
-                          f"must be at least {ROWS}, 1 and 1")  # fmt: skip
+                          f"must be at least {ROWS}, {LEAST_TESTS} and 1")  # fmt: skip
+    if not 0 < config.learning_rate < math.inf:
+        raise ConfigError(
+            f"learning_rate is {config.learning_rate}; it must be above 0, and finite"
+        )
     check_file(config.json, "json")
     rng.seed(config.seed)  # the words that dropout leaves out
     classifier = Classifier([*HAZARDS, INJECTION])
