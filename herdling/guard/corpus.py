@@ -197,7 +197,8 @@ class Text:
     text: str
     category: str | None
     kind: str
-    """request, reply, injection, or what kind of harmless text: act, lookalike, NEW, plain, talk, builtin, question."""
+    """request, reply, injection, or what kind of harmless text: act, lookalike, NEW, plain, talk, builtin, question,
+    short."""
 
 
 def part(items: Sequence[str], split: Split) -> list[str]:
@@ -269,8 +270,23 @@ def _injection(draw: random.Random, split: Split, other: Harmless) -> Text:
     return Text(_within(draw, text, other), INJECTION, "injection")
 
 
+_KINDS = ("act", "lookalike", "lookalike", "plain", "builtin", "talk", "question", "short", "short")
+_SAID = (
+    "hi", "hello there", "ok", "okay, thanks", "yes please", "no", "thanks a lot", "what is this?", "why?", "how so?",
+    "who are you?", "go on", "can you help me?", "I see.", "please", "sure", "what do you mean?", "one more", "?", "how?",
+    "hey", "good morning", "yes", "nope", "maybe later", "bye", "see you", "and then?", "tell me more", "please go on",
+    "what?", "how are you?", "fine", "not now", "could you repeat that?", "where?", "when?", "wait", "stop", "I do not know",
+    "nice", "great", "you are right", "really?", "never mind", "say it again", "tell me a joke", "again", "help", "help me please",
+    "thank you", "please wait", "how do you do?", "what time is it?", "what now?", "ok", "how old are you?", "hello", "done", "sorry, what?",
+)  # fmt: skip
+
+
 def _harmless(draw: random.Random, split: Split, other: Harmless) -> Text:
-    kind = draw.choice(("act", "lookalike", "lookalike", "plain", "builtin", "talk", "question"))
+    kind = draw.choice(_KINDS)
+    if kind == "short":  # a few words: what people begin with, and what replies do
+        words = draw.choice(draw.choice((other.prose, other.questions, part(_SAID, split)))).split()
+        at = draw.randrange(len(words))
+        return Text(" ".join(words[at : at + draw.randrange(1, 6)]), None, kind)
     if kind == "builtin":
         return Text(draw.choice(other.prose), None, kind)
     if kind == "question":

@@ -95,12 +95,7 @@ def _examples(config: Config, run: Run) -> spec.Weighted:
 
 def open_tasks(given: str, seed: int, side: int | None) -> list[tuple[Task, float]]:
     """The tasks of `--tasks` with their weights; `side`: pixels of a tile, None without vision."""
-    tasks = [(open_task(name, seed, side), weight) for name, weight in spec.parse(given)]
-    names = [task.name for task, _ in tasks]
-    for name in names:
-        if names.count(name) > 1:  # what is measured of each stands under its name
-            raise ConfigError(f"two tasks are called {name!r}; remedy: only one of that name")
-    return tasks
+    return [(open_task(name, seed, side), weight) for name, weight in spec.parse(given)]
 
 
 def _log(state: State, online: Online) -> None:

@@ -173,9 +173,8 @@ class Watching:
             reply.watch.push(f"{delta.call.name}({delta.call.arguments})")
             reply.calls = True
         ends = delta.finish is not None
-        if (
-            ends and reply.calls and delta.completion
-        ):  # calls too many for the reply are among its tokens
+        # Calls too many for the reply are among its tokens.
+        if ends and reply.calls and delta.completion:
             reply.watch.push("\n" + delta.completion.text)
         if reply.watch.due or (ends and reply.watch.waiting):
             action = await self._guarding.look(reply.watch.messages(), "output", reply.told)

@@ -140,6 +140,15 @@ def test_texts_repeat_and_are_of_every_kind():
     assert made != corpus.texts("test", 1200, seed=2)
     assert {t.category for t in made} == {None, *CATEGORIES} - {"unreadable"}
     harmless = {t.kind for t in made if t.category is None}
-    assert harmless == {"act", "lookalike", corpus.NEW, "plain", "builtin", "talk", "question"}
+    assert harmless == {
+        "act",
+        "lookalike",
+        corpus.NEW,
+        "plain",
+        "builtin",
+        "talk",
+        "question",
+        "short",
+    }
     assert sum(t.category is None for t in made) == 600
     assert not any(slot in t.text for t in made for slot in ("{act}", "{goal}", "{drop}", "{role}"))

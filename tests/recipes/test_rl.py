@@ -187,5 +187,3 @@ def test_tasks_are_opened_by_name_and_weight(monkeypatch):
         rl_run.open_tasks("count_shapes", 0, None)
     with pytest.raises(ConfigError, match="task 'nonsense' is unknown"):
         rl_run.open_tasks("nonsense", 0, None)
-    with pytest.raises(ConfigError, match="two tasks are called 'arithmetic'; remedy: only one"):
-        rl_run.open_tasks("arithmetic:2,dates,arithmetic", 0, None)
