@@ -85,7 +85,7 @@ class _Demo:
             f"pretraining on text and pictures, instruction tuning ({steps} steps, {tokens / 1e6:.1f} M "
             f"tokens), {config.rl_steps} steps of RL, {config.dpo_steps} of preference training, after "
             "each stage a test on items it has never seen, and a report.\nThis takes about "
-            f"{minutes:.0f} minutes on two idle cores and 2 GB of memory. Ctrl-C stops it; the same "
+            f"{minutes:.0f} to {1.5 * minutes:.0f} minutes on two idle cores and 2 GB of memory. Ctrl-C stops it; the same "
             "command goes on.",
             flush=True,
         )
