@@ -26,7 +26,7 @@ def attend(
     heads. Scale 1/sqrt(d).
     """
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[1] > 1 and _by_bmm(q, k):
-        return _attend_bmm(q, k, v, mask, causal)
+        return attend_bmm(q, k, v, mask, causal)
     out = F.scaled_dot_product_attention(
         q.transpose(1, 2),
         k.transpose(1, 2),
@@ -55,8 +55,9 @@ def _has_tiles() -> bool:
     return bool(supported and supported())
 
 
-def _attend_bmm(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-    """The same by two batched products: in bf16 without AMX 2 to 4 times faster than torch's own.
+def attend_bmm(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    """The same by two batched products: in bf16 without AMX 2 to 4 times faster than torch's own, and
+    for many short sequences (causal, up to 64 tokens) in float32 up to twice as fast on two threads.
 
     The query heads of a KV head lie along the query axis, so keys are never repeated.
     """
@@ -65,16 +66,43 @@ def _attend_bmm(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bo
     groups = H // KV
     rows = q.view(B, Tq, KV, groups, d).permute(0, 2, 3, 1, 4).reshape(B * KV, groups * Tq, d)
     keys, values = (t.transpose(1, 2).reshape(B * KV, Tk, d) for t in (k, v))
+    bias = None
     if causal:
-        mask = torch.ones(1, Tq, Tk, dtype=torch.bool, device=q.device).tril()
-    if mask is None:
-        weights = torch.bmm(rows, keys.transpose(1, 2)) * d**-0.5
-    else:
+        bias = q.new_full((Tq, Tk), float("-inf")).triu(1).repeat(groups, 1)[None]
+    elif mask is not None:
         bias = torch.zeros(mask.shape, dtype=q.dtype).masked_fill_(~mask, float("-inf"))
         bias = bias[:, None, None].expand(B, KV, groups, Tq, Tk).reshape(B * KV, groups * Tq, Tk)
-        weights = torch.baddbmm(bias, rows, keys.transpose(1, 2), alpha=d**-0.5)
-    out = torch.bmm(weights.softmax(-1), values)
+    out = _Products.apply(rows, keys, values, bias, d**-0.5)
     return out.view(B, KV, groups, Tq, d).permute(0, 3, 1, 2, 4).reshape(B, Tq, H, d)
+
+
+class _Products(torch.autograd.Function):
+    """softmax(scale * rows @ keys^T + bias) @ values; the weights are kept for the backward.
+
+    rows (N, R, d), keys and values (N, T, d), bias (N or 1, R, T) -> (N, R, d).
+    """
+
+    @staticmethod
+    def forward(
+        ctx, rows: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, scale: float
+    ) -> Tensor:
+        added, share = (rows.new_zeros(1, 1, 1), 0) if bias is None else (bias, 1)
+        weights = torch.baddbmm(added, rows, keys.transpose(1, 2), beta=share, alpha=scale)
+        weights = weights.softmax(-1)
+        ctx.save_for_backward(rows, keys, values, weights)
+        ctx.scale = scale
+        return torch.bmm(weights, values)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        rows, keys, values, weights = ctx.saved_tensors
+        d_values = torch.bmm(weights.transpose(1, 2), grad)
+        d_weights = torch.bmm(grad, values.transpose(1, 2))
+        # d logits = weights * (d_weights - sum(d_weights * weights))
+        d_logits = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
+        d_logits.mul_(ctx.scale)
+        d_rows = torch.bmm(d_logits, keys)
+        return d_rows, torch.bmm(d_logits.transpose(1, 2), rows), d_values, None, None
 
 
 def attend_causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

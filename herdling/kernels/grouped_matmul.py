@@ -136,8 +136,7 @@ class _GroupedSwiGLU(torch.autograd.Function):
         grad = grad.contiguous()
         want_rows, _, want_up, want_down = ctx.needs_input_grad
         gate, up = hidden.chunk(2, -1)
-        sig = torch.sigmoid(gate)
-        silu = gate * sig
+        silu = F.silu(gate)
         d_down = _gradient_like(down, ctx.spans) if want_down else None
         d_act = torch.empty_like(silu)
         act = silu * up
@@ -148,8 +147,7 @@ class _GroupedSwiGLU(torch.autograd.Function):
         d_hidden = torch.empty_like(hidden)
         d_gate, d_up = d_hidden.chunk(2, -1)
         torch.mul(d_act, silu, out=d_up)
-        # silu'(g) = sig + silu * (1 - sig)
-        torch.mul(d_act.mul_(up), torch.addcmul(sig, silu, 1 - sig), out=d_gate)
+        torch.ops.aten.silu_backward.grad_input(d_act.mul_(up), gate, grad_input=d_gate)
         d_rows = torch.empty_like(rows) if want_rows else None
         d_gate_up = _gradient_like(gate_up, ctx.spans) if want_up else None
         for e, a, b in ctx.spans:

@@ -22,6 +22,7 @@ from herdling.kernels.attention import attend, attend_causal, attend_chunked
 from herdling.kernels.grouped_matmul import routed_experts
 from herdling.kernels.reference import visible
 from herdling.kernels.rope import rotate
+from herdling.kernels.segments import Segments, attend_segments, find_segments
 from herdling.model.cache import Cache, LayerCache
 from herdling.model.config import ModelConfig, TextConfig
 from herdling.model.vision import Projector, VisionModel
@@ -104,7 +105,8 @@ class Layout(Places):
     """Rows of equal length. A token sees only its own document.
 
     Plain rows (one document each, from the cache's length on) need no mask. Otherwise positions and
-    document ids (B, T) decide everything, so padding and packing never change a result.
+    document ids (B, T) decide everything, so padding and packing never change a result: by a mask, or by
+    taking rows apart where documents are runs of tokens.
     """
 
     def __init__(
@@ -117,8 +119,10 @@ class Layout(Places):
     ) -> None:
         B, T, device = x.shape[0], x.shape[1], x.device
         start = cache.length if cache else 0
-        self.global_mask: Tensor | None = None
-        self.local_mask: Tensor | None = None
+        self.masks: dict[bool, Tensor] = {}
+        """By `local`: who sees whom, (B, T, keys)."""
+        self.segments: dict[bool, Segments] = {}
+        """By `local`: who sees whom, where that takes no mask."""
         self.plain = (
             positions is None and documents is None and (not cache or cache.positions is None)
         )
@@ -133,22 +137,37 @@ class Layout(Places):
         super().__init__(config, at)
         if not self.plain:
             documents = torch.zeros_like(at) if documents is None else documents.expand(B, T)
+            if not cache and self._segmented(at, documents):
+                return
             keys, key_documents, first = at, documents, 0
             if cache:
                 keys, key_documents = cache.record(at, documents)
                 first = cache.local_start
-            self.global_mask = visible(at, documents, keys, key_documents, None)
-            self.local_mask = visible(
-                at, documents, keys[:, first:], key_documents[:, first:], self.chunk
-            )
+            self.masks = {
+                False: visible(at, documents, keys, key_documents, None),
+                True: visible(at, documents, keys[:, first:], key_documents[:, first:], self.chunk),
+            }
+
+    def _segmented(self, at: Tensor, documents: Tensor) -> bool:
+        """Find `segments`; only on a CPU, where a mask costs its whole area and lengths are at hand."""
+        if at.device.type != "cpu" or torch.compiler.is_compiling():
+            return False
+        whole = find_segments(at, documents, None)
+        if whole is None:
+            return False
+        local = None if self.chunk is None else find_segments(at, documents, self.chunk)
+        self.segments = {False: whole, True: local or whole}
+        return True
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, local: bool, cache: LayerCache | None
     ) -> Tensor:
         if cache is not None:
             k, v = cache.extend(k, v)
+        if self.segments:
+            return attend_segments(q, k, v, self.segments[local])
         if not self.plain:
-            return attend(q, k, v, self.local_mask if local else self.global_mask)
+            return attend(q, k, v, self.masks[local])
         if local and self.chunk is not None:
             return attend_chunked(q, k, v, self.chunk)
         return attend_causal(q, k, v)

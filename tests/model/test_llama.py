@@ -125,6 +125,14 @@ def pack(lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
     return positions, documents
 
 
+@pytest.fixture(params=["segments", "masks"])
+def packed_way(request, monkeypatch):
+    """Rows taken apart, as on a CPU, and masks, as elsewhere."""
+    if request.param == "masks":
+        monkeypatch.setattr("herdling.model.llama.find_segments", lambda *_: None)
+
+
+@pytest.mark.usefixtures("packed_way")
 @pytest.mark.parametrize("variant", ["scout", "maverick", "scout-top2"])
 @torch.no_grad()
 def test_packed_documents_equal_documents_alone(make_pair, variant):
@@ -151,6 +159,7 @@ def test_packing_equals_transformers_where_it_is_right(make_pair):
     torch.testing.assert_close(got, want, atol=2e-5, rtol=0)
 
 
+@pytest.mark.usefixtures("packed_way")
 @pytest.mark.parametrize("variant", ["scout", "maverick-top2"])
 def test_gradients_of_packed_and_padded_rows(make_pair, variant):
     """The path all training takes: gradients of one packed row are the sum over documents alone."""
